@@ -27,7 +27,8 @@ import pytest
 from insula.kernel import netlink, syscalls
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
-from insula.model.objects import Network, Port, Tenant
+from insula.model.objects import Network, Outbound, Port, Tenant
+from insula.model.routers import Router, StaticRoute
 from insula.network.addresses import port_mac
 from insula.network.fabric import NetnsNic
 from insula.network.intent import TenantIntent
@@ -228,6 +229,7 @@ class Lab:
         self.tenants: dict[str, Tenant] = {}
         self.networks: dict[tuple[str, str], Network] = {}
         self.instances: dict[tuple[str, str], Instance] = {}
+        self.routers: dict[tuple[str, str], Router] = {}
         self.names: dict[str, dict[str, list[str]]] = {}  # by tenant, instead of those of `instances`
         self._ports = self._networks = 0
 
@@ -237,6 +239,7 @@ class Lab:
         whole = TenantIntent(
             tenant=self.tenants[tenant],
             networks=[network for (owner, _), network in self.networks.items() if owner == tenant],
+            routers=[router for (owner, _), router in self.routers.items() if owner == tenant],
             ports=ports,
             names=self.names.get(tenant, {port.instance: addresses(port) for port in ports}),
         )
@@ -259,7 +262,13 @@ class Lab:
         return tenant
 
     def network(
-        self, tenant: str, subnet: str = "10.0.0.0/24", subnet6: str | None = None, name: str = "net", mtu: int = 1500
+        self,
+        tenant: str,
+        subnet: str = "10.0.0.0/24",
+        subnet6: str | None = None,
+        name: str = "net",
+        mtu: int = 1500,
+        outbound: Outbound = "nat",
     ) -> Network:
         self._networks += 1
         index = self._networks
@@ -273,10 +282,21 @@ class Lab:
             subnet6=subnet6,
             gateway6=str(ip_network(subnet6)[1]) if subnet6 else None,
             mtu=mtu,
+            outbound=outbound,
             created=0.0,
         )
         self.apply(tenant)
         return network
+
+    def router(self, tenant: str, *networks: str, routes: dict[str, str] | None = None, name: str = "core") -> Router:
+        """Make a router, or change the one with that name; without networks there is none any more."""
+        made = [StaticRoute(destination=each, next_hop=hop) for each, hop in (routes or {}).items()]
+        router = Router(tenant=tenant, name=name, networks=[*networks], routes=made, created=0.0)
+        self.routers[tenant, name] = router
+        if not networks:
+            del self.routers[tenant, name]
+        self.apply(tenant)
+        return router
 
     def instance(
         self, tenant: str, name: str, network: str = "net", host: int | None = None, mac: str | None = None

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
+from insula.kernel.nftables import Nft
 from insula.model.views import Reachability, VerifyReport
 from insula.network.endpoints import Endpoint
 from insula.network.linux import naming
@@ -36,6 +37,7 @@ def report(cloud: Lab) -> VerifyReport:
         list(cloud.networks.values()),
         [instance.port for instance in instances],
         {instance.port.index: instance.netns for instance in instances},
+        list(cloud.routers.values()),
     )
 
 
@@ -63,6 +65,59 @@ def test_all_is_well() -> None:
             ("outside", "globex/web"), ("acme/web", "globex/gateway:net"), ("acme/web", "acme/gateway:back"),
         ]:  # fmt: skip
             assert cell(found, *pair).probed is False, pair
+
+
+@isolated
+def test_networks_that_a_router_joins_reach_each_other() -> None:
+    with two_tenants() as cloud:
+        for number, name in enumerate(("back", "apart"), 1):
+            cloud.network("acme", f"10.{number}.0.0/24", f"fd0{number}::/64", name=name, mtu=1400)
+            cloud.instance("acme", name, name)
+        cloud.network("globex", "10.3.0.0/24", name="shut", outbound="none")
+        cloud.instance("globex", "shut", "shut")
+        cloud.router("acme", "net", "back", routes={"172.16.0.0/12": "10.0.0.2"})
+        cloud.router("globex", "net", "shut")
+        found = report(cloud)
+        assert found.drift == [] and wrong(found) == set() and found.passed
+        for pair in [
+            ("acme/web", "acme/back"), ("acme/back", "acme/web"), ("acme/web", "acme/gateway:back"),
+            ("acme/back", "acme/gateway:net"), ("globex/shut", "globex/web"), ("globex/web", "globex/shut"),
+        ]:  # fmt: skip
+            assert cell(found, *pair).probed is True, pair
+        for pair in [
+            ("acme/web", "acme/apart"), ("acme/apart", "acme/back"), ("acme/web", "acme/gateway:apart"),
+            ("globex/shut", "outside"),
+        ]:  # fmt: skip
+            assert cell(found, *pair).probed is False, pair
+
+
+@isolated
+def test_a_path_too_many_and_one_too_few_are_found() -> None:
+    with two_tenants() as cloud:
+        for number, name in enumerate(("back", "apart"), 1):
+            cloud.network("acme", f"10.{number}.0.0/24", name=name)
+            cloud.instance("acme", name, name)
+        cloud.router("acme", "net", "back")
+        devices = {name: naming.bridge(cloud.networks["acme", name].index) for name in ("net", "back", "apart")}
+        with in_tenant(cloud, "acme") as nft:
+            nft(f"delete element inet lab paths {{ {devices['back']} . {devices['net']} }}")
+            nft(f"add element inet lab paths {{ {devices['net']} . {devices['apart']} }}")
+        found = report(cloud)
+        assert "acme: network net reaches apart, back, net, not back, net" in found.drift
+        assert "acme: network back reaches back, not back, net" in found.drift
+        assert ("acme/web", "acme/apart") in wrong(found) and cell(found, "acme/web", "acme/apart").probed
+        assert ("acme/back", "acme/web") in wrong(found) and cell(found, "acme/back", "acme/web").probed is False
+        cloud.apply("acme")
+        assert report(cloud).passed
+
+
+@contextlib.contextmanager
+def in_tenant(cloud: Lab, tenant: str) -> Iterator[Callable[[str], object]]:
+    """nft(8) in a tenant's namespace."""
+    inside = cloud.inside(tenant)
+    with call_in(inside, Nft) as nft:
+        yield nft.run
+    os.close(inside)
 
 
 @isolated

@@ -167,7 +167,7 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             "inet egress_received": {("ipv4",)},
         }
         assert {element[:2] for element in ndp} == {("p7", MAC)} and len(ndp) == 2
-        assert set(found) | {"bridge ndp"} == set(rules.SETS)
+        assert set(found) | {"bridge ndp", "inet routed4", "inet routed6"} == set(rules.SETS), "the rest is of routers"
         transact(rules.delete(TABLE, some[2]))
         transact(rules.delete(TABLE, some[2]))  # no error where there is none
         assert elements(nft)["bridge macs"] == {("p8", OTHER)}

@@ -47,6 +47,7 @@ from insula.api.pages import PAGES
 from insula.api.parameters import Plane
 from insula.api.redaction import pattern_of
 from insula.api.request_times import RequestTimes
+from insula.api.routers import RouterRoutes
 from insula.api.stats import STATS
 from insula.api.tenants import TenantRoutes
 from insula.api.usage import USAGE_ROUTES
@@ -135,6 +136,7 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
                     login,
                     whoami,
                     NetworkRoutes,
+                    RouterRoutes,
                     ImageRoutes,
                     InstanceRoutes,
                     HostRoutes,

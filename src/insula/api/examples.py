@@ -45,6 +45,7 @@ from insula.model.principals import (
     UserSpec,
     WhoAmI,
 )
+from insula.model.routers import Router, RouterPatch, RouterSpec, RouterStatus, RouterView, StaticRoute
 from insula.model.views import (
     AuditHead,
     AuditKey,
@@ -57,6 +58,7 @@ from insula.model.views import (
     Layer,
     LimitsPatch,
     Namespace,
+    NetworkPatch,
     NetworkSpec,
     NetworkView,
     ProcessView,
@@ -84,6 +86,7 @@ _NETWORK = Network(
     gateway="10.0.0.1",
     created=_NOW,
 )
+_ROUTE = StaticRoute(destination="172.16.0.0/12", next_hop="10.0.0.2")
 _SPEC = InstanceSpec(
     name="web",
     image="busybox:latest",
@@ -123,7 +126,14 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     LimitsPatch(cpus=4),
     TenantView(tenant=_TENANT, usage=Usage(instances=1, cpus=0.5, memory=64 * _MIB)),
     NetworkSpec(name="default", subnet="10.0.0.0/24"),
+    NetworkPatch(outbound="none"),
     NetworkView(network=_NETWORK, status=NetworkStatus(ready=True, ports=1)),
+    RouterSpec(name="core", networks=["default", "back"], routes=[_ROUTE]),
+    RouterPatch(join=["lab"], leave=["back"]),
+    RouterView(
+        router=Router(tenant="acme", name="core", networks=["default", "back"], routes=[_ROUTE], created=_NOW),
+        status=RouterStatus(ready=True),
+    ),
     Image(
         tenant="acme",
         name="busybox:latest",

@@ -30,6 +30,7 @@ from insula.model.principals import (
     TokenView,
     WhoAmI,
 )
+from insula.model.routers import RouterView
 from insula.model.views import (
     Explanation,
     InstanceStats,
@@ -64,6 +65,7 @@ FREE = (
     CertificateCreated,
     Invitation,
     DeclaredItem,
+    RouterView,
     Authorities,
     LoginInfo,
 )

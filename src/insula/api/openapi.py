@@ -35,6 +35,7 @@ TAGS = {
     "tenants": "Tenants and their limits",
     "identities": "Users, service accounts, roles, tokens, certificates",
     "networks": "Private networks of a tenant",
+    "routers": "Routers between networks of a tenant",
     "images": "Images of a tenant, and the shared ones",
     "instances": "Instances, their life cycle, input and output",
     "declared": "Objects as files declare them: apply, diff, dump",

@@ -15,6 +15,7 @@ from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, NotFound
 from insula.model.objects import Image
 from insula.model.principals import BindingSpec, BindingView, PrincipalView
+from insula.model.routers import RouterView
 from insula.model.views import InstanceView, NetworkView, TenantView
 
 
@@ -35,7 +36,9 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
     elif kind is TenantView:
         content = await plane.tenants.get(str(tenant or named))
     elif kind is NetworkView:
-        content = await plane.networks.get(str(tenant), named)
+        content = await plane.networks.get(str(tenant), request.path_params.get("network") or named)
+    elif kind is RouterView:
+        content = await plane.routers.get(str(tenant), request.path_params.get("router") or named)
     elif kind is Image:
         content = await plane.images.get(str(tenant), named)
     elif kind is PrincipalView:

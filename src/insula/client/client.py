@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from insula.client.attachment import Attachment
     from insula.client.declared import DeclaredResource
+    from insula.client.routers import RoutersResource
 
     Object = dict[str, Any]
     Objects = list[Object]  # inside the classes below, `list` is a method
@@ -71,6 +72,13 @@ class Client:
         from insula.client.declared import DeclaredResource
 
         return DeclaredResource(self)
+
+    @property
+    def routers(self) -> RoutersResource:
+        """Routers between networks."""
+        from insula.client.routers import RoutersResource
+
+        return RoutersResource(self)
 
     def call(self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
         """Send a request to /v1/SEGMENT/…?QUERY, and return the response's JSON."""
@@ -237,7 +245,7 @@ def _bindings(tenant: str | None) -> tuple[str, ...]:
 
 class NetworksResource(Resource):
     def create(self, tenant: str, name: str, subnet: str, subnet6: str | None = None, **other: object) -> Object:
-        """Create a network with the addresses of `subnet`; `other` is mtu and labels."""
+        """Create a network with the addresses of `subnet`; `other` is mtu, outbound and labels."""
         body = {"name": name, "subnet": subnet, "subnet6": subnet6, **other}
         return self.client.call("POST", "tenants", tenant, "networks", body=body)  # type: ignore[no-any-return]
 
@@ -246,6 +254,10 @@ class NetworksResource(Resource):
 
     def get(self, tenant: str, name: str) -> Object:
         return self.client.call("GET", "tenants", tenant, "networks", name)  # type: ignore[no-any-return]
+
+    def update(self, tenant: str, name: str, **changes: object) -> Object:
+        """Change a network's `outbound`."""
+        return self.client.call("PATCH", "tenants", tenant, "networks", name, body=changes)  # type: ignore[no-any-return]
 
     def remove(self, tenant: str, name: str) -> None:
         self.client.call("DELETE", "tenants", tenant, "networks", name)

@@ -1,4 +1,4 @@
-"""`insula events`: the store's history as events of tenants, networks, images and instances.
+"""`insula events`: the store's history as events of tenants, networks, routers, images and instances.
 
 An event is a dict: `time` (seconds since the epoch), `revision` (of the store; a client resumes after it), `kind`
 ("instance", …), `action` ("created", "running", "exited", "removed", …), `tenant`, `name`, and details that depend on
@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from insula.control.context import Context
-from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS
+from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, ROUTERS, SHARED, STATUS, TENANTS
 from insula.model.errors import Failed, Invalid
 from insula.model.objects import InstanceStatus
 from insula.store.protocol import Event
@@ -84,6 +84,10 @@ def _network(event: Event) -> EventDict:
     return _named(NETWORKS, "network", event)
 
 
+def _router(event: Event) -> EventDict:
+    return _named(ROUTERS, "router", event)
+
+
 def _image(event: Event) -> EventDict:
     return _named(IMAGES, "image", event)
 
@@ -141,6 +145,7 @@ def _recorded(event: Event) -> EventDict | None:
 _RENDERERS = {
     TENANTS.root: _tenant,
     NETWORKS.root: _network,
+    ROUTERS.root: _router,
     IMAGES.root: _image,
     INSTANCES.root: _instance,
     STATUS.root: _status,

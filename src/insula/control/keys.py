@@ -3,6 +3,7 @@
 /tenants/TENANT                     Tenant
 /usage/TENANT                       Usage: the sums over its instances; see allocation/quotas.py
 /networks/TENANT/NETWORK            Network
+/routers/TENANT/ROUTER              Router
 /images/OWNER/NAME                  Image; OWNER is "_" for shared ones
 /instances/TENANT/INSTANCE          Instance: the desired state
 /status/TENANT/INSTANCE             InstanceStatus: the observed state, when it has settled
@@ -26,12 +27,14 @@ from insula.model.accounting import Account, Checkpoint, History, Ledger, Tenant
 from insula.model.declared import ApplySet, SetMember
 from insula.model.objects import IdempotencyRecord, Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.principals import Binding, Certificate, Principal, Token
+from insula.model.routers import Router
 from insula.model.views import Usage
 from insula.store.typed import Keyspace
 
 TENANTS = Keyspace("/tenants", Tenant, 1)
 USAGE = Keyspace("/usage", Usage, 1)
 NETWORKS = Keyspace("/networks", Network, 2)
+ROUTERS = Keyspace("/routers", Router, 2)
 IMAGES = Keyspace("/images", Image, 2)
 INSTANCES = Keyspace("/instances", Instance, 2, upgrades.instance)
 STATUS = Keyspace("/status", InstanceStatus, 2, upgrades.status)

@@ -39,6 +39,7 @@ from insula.control.networks.controller import NetworkController
 from insula.control.networks.fabrics import open_fabric
 from insula.control.networks.intents import Intents
 from insula.control.networks.ports import Ports
+from insula.control.networks.routers import Routers
 from insula.control.networks.verbs import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
 from insula.control.tasks import Tasks
 from insula.control.tenants import DEFAULT, Tenants
@@ -56,8 +57,8 @@ _REMOVALS = 8  # instances that are removed at a time
 
 
 class ControlPlane:
-    """The verbs are `tenants`, `identities`, `networks`, `images`, `instances`, `declared`, `stats`, `accounting`,
-    `host` and `events`; see their classes."""
+    """The verbs are `tenants`, `identities`, `networks`, `routers`, `images`, `instances`, `declared`, `stats`,
+    `accounting`, `host` and `events`; see their classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
         """`shared`: other daemons commit to the store, too."""
@@ -74,11 +75,12 @@ class ControlPlane:
         self.accounting = Accounting(context, self.managed, accounts, self.tenants)
         self.identities = Identities(context, self.tenants, self.identity_cache)
         self.networks = Networks(context, self.tenants, self.network_controller, ports)
+        self.routers = Routers(context, self.tenants, self.network_controller)
         self.images = Images(context, self.tenants, accounts)
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks, accounts)
         admission = Admission(context, self.tenants, self.networks, self.images, ports, accounts)
         self.instances = Instances(self.tenants, admission, self.instance_controller, self.tasks)
-        verbs = Verbs(self.tenants, self.identities, self.networks, self.instances)
+        verbs = Verbs(self.tenants, self.identities, self.networks, self.routers, self.instances)
         self.declared = Declared(context, verbs, self.identity_cache, self.tasks)
         self.stats = Stats(context, self.managed, self.tenants, self.instances.find)
         self.events = Events(context)
@@ -176,7 +178,7 @@ class ControlPlane:
         await self.images.collect()
 
     async def clear_tenant(self, name: str) -> None:
-        """Remove a tenant's instances, networks and own images. It goes on if the client disconnects."""
+        """Remove a tenant's instances, routers, networks and own images. It goes on if the client disconnects."""
         await self.tenants.check_removable(name)
         await asyncio.shield(self.tasks.spawn(self._clear_tenant(name)))
 
@@ -191,6 +193,8 @@ class ControlPlane:
         await asyncio.gather(
             *(gone(self.instances.remove(name, v.instance.name, force=True)) for v in await self.instances.list(name))
         )
+        for router in await self.routers.list(name):
+            await gone(self.routers.remove(name, router.router.name))
         for network in await self.networks.list(name):
             await gone(self.networks.remove(name, network.network.name))
         for image in await self.images.list(name):

@@ -38,6 +38,7 @@ from insula.control.keys import (
     MEMBERS,
     NETWORKS,
     PRINCIPALS,
+    ROUTERS,
     SETS,
     TENANTS,
     TOKENS,
@@ -185,7 +186,8 @@ class Tenants:
         return made.value
 
     async def remove(self, name: str) -> None:
-        """Remove a tenant. Conflict while it has instances, networks or own images; Denied for the default one."""
+        """Remove a tenant. Conflict while it has instances, routers, networks or own images; Denied for the default
+        one."""
         found = await self.check_removable(name)
         tenant, store = found.value, self.context.store
 
@@ -215,7 +217,8 @@ class Tenants:
 
     async def _refuse_if_used(self, name: str) -> None:
         store = self.context.store
-        for what, keyspace in (("instances", INSTANCES), ("networks", NETWORKS), ("images", IMAGES)):
+        kinds = (("instances", INSTANCES), ("routers", ROUTERS), ("networks", NETWORKS), ("images", IMAGES))
+        for what, keyspace in kinds:
             if entries := (await store.list(keyspace.prefix(name))).entries:
                 names = ", ".join(keyspace.parts(entry.key)[1] for entry in entries[:3])
                 raise Conflict(

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, suppress
 
 from insula.control.context import Context
 from insula.control.instances.managed import ManagedInstances
-from insula.control.keys import NETWORKS, TENANTS
+from insula.control.keys import NETWORKS, ROUTERS, TENANTS
 from insula.control.tasks import Tasks
 from insula.model.errors import NotFound
 from insula.model.views import VerifyReport
@@ -48,14 +48,16 @@ class Verifier:
     async def _measure(self) -> VerifyReport:
         store, context = self.context.store, self.context
         async with AsyncExitStack() as held:
-            tenants, networks = await asyncio.gather(TENANTS.readable(store), NETWORKS.readable(store))
+            tenants, networks, routers = await asyncio.gather(
+                TENANTS.readable(store), NETWORKS.readable(store), ROUTERS.readable(store)
+            )
             for tenant in tenants:
                 await context.prepared(tenant.name)
             for tenant in tenants:  # in name order: no deadlock
                 await held.enter_async_context(context.locks[tenant.name])
             ports = [port for m in self.managed.of(None) for port in m.instance.plugged]
             netns = self._namespaces(held)
-            return await asyncio.to_thread(verify, context.fabric, tenants, networks, ports, netns)
+            return await asyncio.to_thread(verify, context.fabric, tenants, networks, ports, netns, routers)
 
     def _namespaces(self, held: AsyncExitStack) -> dict[int, int]:
         """A descriptor of each running instance's network namespace, by the indices of its ports."""

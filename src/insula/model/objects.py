@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         instances: int | None = None
         networks: int | None = None
         ports: int | None = None
+        routers: int | None = None
         images: int | None = None
         image_bytes: int | None = None
         config_bytes: int | None = None
@@ -85,8 +86,13 @@ class Tenant(Struct, kw_only=True):
 # -- networks ---------------------------------------------------------------------
 
 
+Outbound = Literal["nat", "none"]
+"""The way out of a tenant's network: translated to the host's address (NAT), or none."""
+
+
 class Network(Struct, kw_only=True):
-    """A layer-2 segment of a tenant. The `gateway` addresses are the first of each subnet, and the router's."""
+    """A layer-2 segment of a tenant. The `gateway` addresses are the first of each subnet, and those of the tenant's
+    routing domain. With `outbound` none its instances reach nothing outside of the tenant."""
 
     tenant: str
     name: str
@@ -97,6 +103,7 @@ class Network(Struct, kw_only=True):
     subnet6: str | None = None
     gateway6: str | None = None
     mtu: int = 1500
+    outbound: Outbound = "nat"
     labels: dict[str, str] = {}
     created: float
 

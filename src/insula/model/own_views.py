@@ -16,6 +16,7 @@ from insula.model.objects import (
     InstanceSpec,
     Limits,
     NetworkStatus,
+    Outbound,
     Resources,
     Struct,
 )
@@ -46,6 +47,7 @@ class OwnNetwork(Struct, kw_only=True):
     subnet6: str | None
     gateway6: str | None
     mtu: int
+    outbound: Outbound
     labels: dict[str, str]
     created: float
 

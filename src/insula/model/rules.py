@@ -69,6 +69,8 @@ MAX_PORTS = 16  # of an instance
 MAX_ADDRESS_PAIRS = 32  # of a port
 INTERFACE = "eth(?:0|[1-9][0-9]?)"
 """The name of a port's device inside its instance."""
+MAX_ROUTER_NETWORKS = 1000
+MAX_ROUTES = 1000  # of a router
 MIN_MTU, MIN_MTU6, MAX_MTU = 576, 1280, 9216  # RFC 791: every host accepts 576 bytes; RFC 8200; jumbo frames
 
 # -- policies --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from insula.model.objects import (
     InstanceStatus,
     Network,
     NetworkStatus,
+    Outbound,
     Struct,
     Tenant,
 )
@@ -132,7 +133,14 @@ class NetworkSpec(Struct, kw_only=True):
     subnet: fields.Subnet4
     subnet6: fields.Subnet6 | None = None
     mtu: fields.Mtu = 1500
+    outbound: Outbound = "nat"
     labels: fields.Labels = {}
+
+
+class NetworkPatch(Struct, kw_only=True):
+    """Changes of a network, as a JSON merge patch."""
+
+    outbound: Outbound | UnsetType = UNSET
 
 
 class Credentials(Struct, kw_only=True):

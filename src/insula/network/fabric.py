@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from insula.model.errors import InsulaError
 from insula.model.objects import Network, NetworkStatus, Port, Struct, Tenant
+from insula.model.routers import Router, RouterStatus
 from insula.network.endpoints import Endpoint
 from insula.network.intent import TenantIntent
 
@@ -57,7 +58,9 @@ class InstalledNetwork(Struct, kw_only=True):
     """A network as installed in the kernel; `index` is that of the `Network`, `gateways` have prefix lengths.
 
     `remotes` maps the MAC addresses of ports on other hosts to these hosts' underlay addresses, and `vni` is that of
-    their packets, None if the network has no such ports.
+    their packets, None if the network has no such ports. `reaches` are the indices of networks to which connections may
+    be opened from it, itself included, `outbound` whether to the outside. `routes` has the next hops of static routes
+    by destination.
     """
 
     index: int
@@ -67,6 +70,9 @@ class InstalledNetwork(Struct, kw_only=True):
     up: bool
     vni: int | None = None
     remotes: Mapping[str, str] = {}
+    reaches: Sequence[int] = ()
+    outbound: bool = False
+    routes: Mapping[str, str] = {}
 
 
 class InstalledPort(Struct, kw_only=True):
@@ -131,7 +137,7 @@ class Station:
 
 
 @dataclass(frozen=True)
-class Router:
+class RouterPoints:
     """The probe points of a tenant's router. `netns` is its namespace, and `inside` are the devices there that receive
     packets from ports and from the host. `device` is the uplink's end on the host, `mac` the address of the other end.
     """
@@ -150,7 +156,7 @@ class Router:
 class ProbePoints:
     """The places where probes of one tenant are sent and received: its router and its ports. `close` after use."""
 
-    router: Router
+    router: RouterPoints
     stations: tuple[Station, ...]
 
     def close(self) -> None:
@@ -182,9 +188,9 @@ class Fabric(Protocol):
     def apply(self, intent: TenantIntent) -> Mapping[str, InsulaError]:
         """Make the installed state of the tenant equal to its intent.
 
-        A part that fails does not prevent others. The errors are returned by part of the intent: "tenant" (router,
-        rules, uplink, resolver), "network NAME", "port INSTANCE", "names", "leftovers". Raises InsulaError if nothing
-        of the tenant can be made.
+        A part that fails does not prevent others. The errors are returned by part of the intent: "tenant" (routing,
+        rules, uplink, resolver), "network NAME", "routes" (static ones), "port INSTANCE", "names", "leftovers". Raises
+        InsulaError if nothing of the tenant can be made.
         """
 
     def remove(self, tenant: Tenant) -> None:
@@ -214,6 +220,9 @@ class Fabric(Protocol):
 
     def status(self, tenant: Tenant, network: Network) -> NetworkStatus:
         """Measure the status of a network."""
+
+    def router_status(self, tenant: Tenant, networks: Sequence[Network], router: Router) -> RouterStatus:
+        """Measure the status of a router. `networks` are all of the tenant's."""
 
     def installed(self, tenant: Tenant) -> Installed:
         """Read the installed state of a tenant from the kernel."""

@@ -1,4 +1,4 @@
-"""The intent of a tenant: the networks, ports and names that it wants on one host, as data."""
+"""The intent of a tenant: the networks, routers, ports and names that it wants on one host, as data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from insula.model.objects import Network, Port, Struct, Tenant
 from insula.model.policies import AddressGroup, OperatorPolicy, Policy
+from insula.model.routers import Router
 
 
 class PolicyIntent(Struct, kw_only=True):
@@ -46,6 +47,7 @@ class TenantIntent(Struct, kw_only=True):
 
     tenant: Tenant
     networks: Sequence[Network] = ()
+    routers: Sequence[Router] = ()
     ports: Sequence[Port] = ()
     remotes: Sequence[RemotePort] = ()
     names: Mapping[str, Sequence[str]] = {}

@@ -32,7 +32,7 @@ import select
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -42,7 +42,7 @@ from insula.kernel.netns import call_in
 from insula.model.errors import Unavailable
 from insula.network.addresses import gateway_mac
 from insula.network.endpoints import Endpoint
-from insula.network.fabric import Router, Station
+from insula.network.fabric import RouterPoints, Station
 from insula.network.packets import (
     ALL_NODES,
     BROADCAST,
@@ -55,7 +55,6 @@ from insula.network.packets import (
     is_tcp,
     sender,
 )
-from insula.network.reachability import wanted
 
 _EVERYBODY = {4: ("255.255.255.255", BROADCAST), 6: ("ff02::1", ALL_NODES)}
 _ALL = 0x0003  # ETH_P_ALL
@@ -85,10 +84,17 @@ Sent = tuple[str, str]
 class Measurement:
     """A measurement: `with Measurement(…) as measurement: results = measurement.measure(pairs)`.
 
-    Unavailable if this kernel can't inject packets.
+    `wanted` tells whether a source should reach a target: such probes are waited for. Unavailable if this kernel can't
+    inject packets.
     """
 
-    def __init__(self, stations: Sequence[Station], routers: Sequence[Router]) -> None:
+    def __init__(
+        self,
+        stations: Sequence[Station],
+        routers: Sequence[RouterPoints],
+        wanted: Callable[[Endpoint, Endpoint], bool],
+    ) -> None:
+        self._wanted = wanted
         self._routers = {router.tenant: router for router in routers}
         self._stations = {s.key: s for s in stations if s.endpoints[0].tenant in self._routers}
         self._ports: dict[str, set[str]] = defaultdict(set)  # by MAC address; two networks may have the same one
@@ -131,7 +137,7 @@ class Measurement:
 
     def measure(self, pairs: Sequence[tuple[Endpoint, Endpoint]], *, beyond: bool = True) -> list[ProbeResult]:
         """Return results in the order of `pairs`. `beyond` False: send nothing through the host's own namespace."""
-        asked = [(source, target) for source, target in pairs if beyond or _is_near(source, target)]
+        asked = [(source, target) for source, target in pairs if beyond or self._is_near(source, target)]
         missing = asked
         for _ in range(_ATTEMPTS):
             self._probe(missing)
@@ -159,7 +165,7 @@ class Measurement:
 
     # -- sockets -------------------------------------------------------------------------------------------------
 
-    def _open(self, router: Router) -> None:
+    def _open(self, router: RouterPoints) -> None:
         """Open receivers, and raw sockets for packets with their own IP header. Runs in the router's namespace."""
         for device in router.inside:
             self._listen(f"router {router.tenant}", device)
@@ -231,7 +237,7 @@ class Measurement:
         mac = self._stations[target.label].mac if target.kind == "instance" else gateway_mac(target.network)
         return {mac} if near else {mac, router}
 
-    def _send(self, router: Router, due: dict[Endpoint, dict[str, set[str]]]) -> None:
+    def _send(self, router: RouterPoints, due: dict[Endpoint, dict[str, set[str]]]) -> None:
         """Send all probes of one tenant's endpoints. Runs in the router's namespace."""
         for source, addresses in due.items():
             for address, macs in addresses.items():
@@ -255,7 +261,7 @@ class Measurement:
             except OSError as error:
                 self._errors[_sender(source), address] = str(error.strerror)
 
-    def _put_on_uplink(self, source: Endpoint, address: str, router: Router, packet: bytes) -> None:
+    def _put_on_uplink(self, source: Endpoint, address: str, router: RouterPoints, packet: bytes) -> None:
         kind = IPV6 if source.version == 6 else IP
         try:
             sock = self._raw[f"uplink {router.tenant}", 0]
@@ -268,7 +274,7 @@ class Measurement:
     def _wait(self, pairs: Sequence[tuple[Endpoint, Endpoint]]) -> list[tuple[Endpoint, Endpoint]]:
         """Receive until all expected probes have arrived or `_TIMEOUT` is over, and then for `_GRACE`. Return the pairs
         whose expected probes have not arrived."""
-        due = [(source, target) for source, target in pairs if wanted(source, target)]
+        due = [(source, target) for source, target in pairs if self._wanted(source, target)]
         end = time.monotonic() + _TIMEOUT
         while due and time.monotonic() < end:
             self._receive(0.02)
@@ -344,7 +350,11 @@ class Measurement:
     def _strays(self, source: Endpoint, target: Endpoint, receiver: str) -> set[str]:
         """Return {"broadcast"} if the source's broadcast reached a target that it should not reach."""
         sent = _sender(source), _EVERYBODY[source.version][0]
-        return {"broadcast"} if self._seen[receiver][sent] and not wanted(source, target) else set()
+        return {"broadcast"} if self._seen[receiver][sent] and not self._wanted(source, target) else set()
+
+    def _is_near(self, source: Endpoint, target: Endpoint) -> bool:
+        """Whether packets to the target should stay in the tenant's namespace."""
+        return source.kind != "instance" or (self._wanted(source, target) and target.kind != "outside")
 
     def _left(self, source: Endpoint) -> bool:
         """Whether a packet of the source was captured at a router (the sender's control)."""
@@ -373,8 +383,3 @@ def _host_receiver(host: Endpoint) -> str:
 
 def _expected(target: Endpoint) -> tuple[str, ...]:
     return ("icmp",) if target.kind == "gateway" else PROTOCOLS
-
-
-def _is_near(source: Endpoint, target: Endpoint) -> bool:
-    """Whether packets to the target should stay in the tenant's namespace."""
-    return source.kind != "instance" or (wanted(source, target) and target.kind != "outside")

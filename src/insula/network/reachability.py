@@ -1,7 +1,8 @@
 """Compute reachability between endpoints, from the tenants' networks and from the installed state. Pure functions.
 
-All endpoints of a network reach each other. Endpoints of two networks don't, not even those of one tenant. An instance
-reaches the gateway of its network and the outside. Neither the outside nor the host reaches an instance, and no
+All endpoints of a network reach each other. Those of two networks do if a router of their tenant joins both, and else
+don't. An instance reaches the gateways of these networks, and the outside unless its network has no way out, or its
+router a default route. Neither the outside nor the host reaches an instance, and no
 instance reaches the host. An endpoint is one address: an instance with IPv4 and IPv6 has two.
 """
 
@@ -11,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from insula.model.objects import Network, Port
+from insula.model.routers import Router
 from insula.network.addresses import link_local
 from insula.network.endpoints import Endpoint, of_gateway
-from insula.network.fabric import Installed, InstalledPort
+from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
 
 
 def pairs(endpoints: Sequence[Endpoint]) -> Iterator[tuple[Endpoint, Endpoint]]:
@@ -30,13 +32,30 @@ def pairs(endpoints: Sequence[Endpoint]) -> Iterator[tuple[Endpoint, Endpoint]]:
                 yield source, target
 
 
-def wanted(source: Endpoint, target: Endpoint) -> bool:
-    """Whether `source` may reach `target`."""
-    if source.kind != "instance":
-        return False
-    if target.kind == "outside":
-        return True
-    return target.kind != "host" and (source.tenant, source.network) == (target.tenant, target.network)
+class WantedReachability:
+    """Whether one endpoint may reach another, by the tenants' networks and routers."""
+
+    def __init__(self, networks: Iterable[Network], routers: Iterable[Router] = ()) -> None:
+        self._networks = {(network.tenant, network.index): network for network in networks}
+        self._routers = {(router.tenant, name): router for router in routers for name in router.networks}
+
+    def __call__(self, source: Endpoint, target: Endpoint) -> bool:
+        here = self._networks.get((source.tenant, source.network))
+        if source.kind != "instance" or here is None or target.kind == "host":
+            return False
+        router = self._routers.get((source.tenant, here.name))
+        if target.kind == "outside":
+            diverted = router is not None and f"{'::' if target.version == 6 else '0.0.0.0'}/0" in routes_of(router)
+            return here.outbound == "nat" and not diverted
+        there = self._networks.get((target.tenant, target.network))
+        if there is None or there.tenant != here.tenant:
+            return False
+        return there.name == here.name or (router is not None and there.name in router.networks)
+
+
+def routes_of(router: Router) -> dict[str, str]:
+    """Return the next hop of each destination."""
+    return {route.destination: route.next_hop for route in router.routes}
 
 
 class InstalledReachability:
@@ -55,11 +74,16 @@ class InstalledReachability:
         network = self._network(source)
         if source.kind != "instance" or network is None:
             return False
+        here = next((n for n in self._installed[source.tenant].networks if n.index == network), None)
+        if here is None:
+            return False
         if target.kind == "instance":
-            return target.tenant == source.tenant and self._network(target) == network
+            return target.tenant == source.tenant and self._network(target) in here.reaches
         if target.kind == "gateway":
-            return target.tenant == source.tenant and target.address in self._gateways(source.tenant, network)
-        return target.kind == "outside"
+            known = (address for index in here.reaches for address in self._gateways(source.tenant, index))
+            return target.tenant == source.tenant and target.address in known
+        diverted = f"{'::' if target.version == 6 else '0.0.0.0'}/0" in here.routes
+        return target.kind == "outside" and here.outbound and not diverted
 
     def _network(self, endpoint: Endpoint) -> int | None:
         """Return the network on whose bridge the instance may use this address."""
@@ -73,12 +97,16 @@ class InstalledReachability:
         return [gateway.partition("/")[0] for n in found for gateway in n.gateways]
 
 
-def differences(installed: Installed, networks: Iterable[Network], ports: Iterable[Port]) -> list[str]:
-    """Compare the installed state of one tenant with its networks and the ports of its running instances; as text."""
+def differences(
+    installed: Installed, networks: Iterable[Network], ports: Iterable[Port], routers: Iterable[Router] = ()
+) -> list[str]:
+    """Compare the installed state of one tenant with its networks, routers and the ports of its running instances; as
+    text."""
     found: list[str] = []
     there = {network.index: network for network in installed.networks}
     plugged = {port.index: port for port in installed.ports}
     mine = {network.name: network for network in networks if network.tenant == installed.tenant}
+    joined = {name: router for router in routers if router.tenant == installed.tenant for name in router.networks}
     for network in mine.values():
         have = there.pop(network.index, None)
         if have is None:
@@ -89,12 +117,30 @@ def differences(installed: Installed, networks: Iterable[Network], ports: Iterab
             found.append(f"network {network.name}: MTU is {have.mtu}, not {network.mtu}")
         if have.vni not in (None, network.vni):
             found.append(f"network {network.name}: packets to other hosts have VNI {have.vni}, not {network.vni}")
+        found += _routing_differences(network, mine, joined.get(network.name), have)
     for port in ports:
         if port.tenant == installed.tenant:
             found += _port_differences(port, mine, plugged.pop(port.index, None))
     found += [f"{network.device} belongs to no network" for network in there.values()]
     found += [f"{port.device} belongs to no instance" for port in plugged.values()]
     return found
+
+
+def _routing_differences(
+    network: Network, networks: Mapping[str, Network], router: Router | None, have: InstalledNetwork
+) -> Iterator[str]:
+    beyond = set(router.networks if router else ()) | {network.name}
+    should = sorted(networks[name].index for name in beyond if name in networks)
+    if sorted(have.reaches) != should:
+        names = {one.index: one.name for one in networks.values()}
+        now = sorted(names.get(index, f"number {index}") for index in have.reaches)
+        yield f"network {network.name} reaches {', '.join(now) or 'no network'}, not {', '.join(sorted(beyond))}"
+    if have.outbound != (network.outbound == "nat"):
+        yield f"network {network.name} has {'a' if have.outbound else 'no'} way out"
+    routes = routes_of(router) if router else {}
+    for each in sorted({*routes.items()} ^ {*have.routes.items()}):
+        what = "missing" if each in routes.items() else "not wanted"
+        yield f"network {network.name}: route {' via '.join(each)} is {what}"
 
 
 def _port_differences(port: Port, networks: Mapping[str, Network], have: InstalledPort | None) -> list[str]:

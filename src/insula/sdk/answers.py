@@ -18,6 +18,7 @@ from insula.model.principals import (
     TokenView,
     WhoAmI,
 )
+from insula.model.routers import RouterView
 from insula.model.views import (
     AuditHead,
     AuditKey,
@@ -42,6 +43,8 @@ TENANT_USAGE = of(TenantUsage)
 TENANT_USAGES = many(TENANT_USAGE)
 NETWORK = either(NetworkView, OwnNetworkView)
 NETWORKS = many(NETWORK)
+ROUTER = of(RouterView)
+ROUTERS = many(ROUTER)
 IMAGE = of(Image)
 IMAGES = many(IMAGE)
 IMAGE_PROGRESS = of(ImageProgress)

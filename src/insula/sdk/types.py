@@ -37,6 +37,7 @@ class LimitOptions(TypedDict, total=False):
     instances: int | None
     networks: int | None
     ports: int | None
+    routers: int | None
     images: int | None
     image_bytes: int | None
     config_bytes: int | None

@@ -121,6 +121,11 @@ KINDS = {
         lambda client, tenant: len(client.networks.list(tenant)),
     ),
     "ports": StoredKind(MOST, on_a_network, of_instances(lambda spec: len(spec["networks"]))),
+    "routers": StoredKind(
+        MOST,
+        lambda client, tenant, n: client.routers.create(tenant, f"r{n}"),
+        lambda client, tenant: len(client.routers.list(tenant)),
+    ),
     "images": StoredKind(
         MOST,
         lambda client, tenant, n: client.images.tag(tenant, "busybox", f"i{n}"),

@@ -174,6 +174,8 @@ def _values(kind: tuple[str, ...] | str, given: _Words) -> list[str]:
             found = [view["tenant"]["name"] for view in client.tenants.list()]
         elif kind == "network":
             found = [*(view["network"]["name"] for view in client.networks.list(tenant)), "none"]
+        elif kind == "router":
+            found = [view["router"]["name"] for view in client.routers.list(tenant)]
         elif kind == "image":
             found = [image["name"].removesuffix(":latest") for image in client.images.list(tenant)]
         else:

@@ -13,6 +13,7 @@ def run(arguments: Arguments) -> int:
     kinds = {
         "instance": lambda name: client.instances.get(tenant, name),
         "network": lambda name: client.networks.get(tenant, name),
+        "router": lambda name: client.routers.get(tenant, name),
         "image": lambda name: client.images.get(tenant, name),
         "tenant": lambda name: client.tenants.get(name),
     }
@@ -26,24 +27,24 @@ def run(arguments: Arguments) -> int:
             except NotFound:
                 continue
         else:
-            what = arguments.type or "instance, network, image or tenant"
+            what = arguments.type or "instance, network, router, image or tenant"
             raise NotFound(f"tenant {tenant} has no {what} {name!r}", "see `insula ps -a`, or name the tenant with -T")
     print_json(found)
     return 0
 
 
-KINDS = ("instance", "network", "image", "tenant")
+KINDS = ("instance", "network", "router", "image", "tenant")
 
 COMMANDS = {
     "inspect": Command(
         run,
-        "Show the wanted and measured state of instances (or networks, images, tenants) as JSON.",
+        "Show the wanted and measured state of instances (or networks, routers, images, tenants) as JSON.",
         "NAME...",
         [
             Option(
                 "--type",
                 "look only among these",
-                "instance|network|image|tenant",
+                "instance|network|router|image|tenant",
                 parse=choice(*KINDS),
                 complete=KINDS,
             )

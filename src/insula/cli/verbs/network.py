@@ -1,9 +1,9 @@
-"""insula network create | ls | show | rm"""
+"""insula network create | update | ls | show | rm"""
 
 from __future__ import annotations
 
 from insula.cli.connection import connect
-from insula.cli.options import Arguments, Command, Option, UsageError, whole
+from insula.cli.options import Arguments, Command, Option, UsageError, choice, whole
 from insula.cli.output import age, clean, listing, print_json
 from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
@@ -20,9 +20,19 @@ def create(arguments: Arguments) -> int:
     other: dict[str, Any] = {"labels": dict(pair(text, "label", default="") for text in arguments.label)}
     if arguments.mtu is not None:
         other["mtu"] = arguments.mtu
+    if arguments.outbound is not None:
+        other["outbound"] = arguments.outbound
     view = connect(arguments).networks.create(
         arguments.tenant, arguments.name, arguments.subnet, arguments.subnet6, **other
     )
+    print_json(view) if arguments.json else print(arguments.name)
+    return 0
+
+
+def update(arguments: Arguments) -> int:
+    if arguments.outbound is None:
+        raise UsageError("there is nothing to change", "give --outbound nat or --outbound none")
+    view = connect(arguments).networks.update(arguments.tenant, arguments.name, outbound=arguments.outbound)
     print_json(view) if arguments.json else print(arguments.name)
     return 0
 
@@ -49,7 +59,7 @@ def show(arguments: Arguments) -> int:
         print_json(view)
         return 0
     network, status = view["network"], view["status"]
-    names = ("tenant", "name", "subnet", "gateway", "subnet6", "gateway6", "mtu", "vni")
+    names = ("tenant", "name", "subnet", "gateway", "subnet6", "gateway6", "mtu", "outbound", "vni")
     shown = {name: network[name] for name in names if name in network}
     shown["labels"] = ", ".join(f"{name}={value}" for name, value in network["labels"].items())
     shown |= {"created": f"{age(network['created'])} ago", "state": state(status), "ports": status["ports"]}
@@ -63,6 +73,14 @@ def rm(client: Client, arguments: Arguments, name: str) -> None:
 
 
 _NAME = {"NAME": "network"}
+_WAYS = ("nat", "none")
+_OUTBOUND = Option(
+    "--outbound",
+    "the way out: nat translates to the host's address (nat), none is for the tenant's own networks only",
+    "nat|none",
+    parse=choice(*_WAYS),
+    complete=_WAYS,
+)
 COMMANDS = {
     "create": Command(
         create,
@@ -72,10 +90,18 @@ COMMANDS = {
             Option("--subnet", "its IPv4 addresses, as in 10.0.0.0/24; the first is the gateway's", "CIDR"),
             Option("--subnet6", "its IPv6 addresses, as in fd00:1::/64", "CIDR"),
             Option("--mtu", "the largest packet (1500)", "BYTES", parse=whole(1)),
+            _OUTBOUND,
             Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
         ],
     ),
+    "update": Command(
+        update,
+        "Change a network. Open connections to the outside are cut with --outbound none.",
+        "NAME",
+        [_OUTBOUND],
+        complete=_NAME,
+    ),
     "ls": Command(ls, "List the tenant's networks."),
     "show": Command(show, "Show a network and its measured state.", "NAME", complete=_NAME),
-    "rm": Command(each(rm), "Remove networks that no instance is on.", "NAME...", complete=_NAME),
+    "rm": Command(each(rm), "Remove networks that no instance is on and no router joins.", "NAME...", complete=_NAME),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from insula.control.context import Context
-from insula.control.keys import NETWORKS, TENANTS
+from insula.control.keys import NETWORKS, ROUTERS, TENANTS
 from insula.model.objects import Instance, Port
 from insula.network.intent import TenantIntent
 
@@ -25,6 +25,7 @@ class Intents:
         intents the later one is applied last."""
         store = self.context.store
         snapshot = await store.list(NETWORKS.prefix(name))
+        routers = (await store.list(ROUTERS.prefix(name))).entries
         if (found := await TENANTS.get(store, name)) is None:
             self.seen.pop(name, None)
             return None
@@ -33,6 +34,7 @@ class Intents:
         return TenantIntent(
             tenant=found.value,
             networks=[each.value for each in NETWORKS.sort_out(snapshot.entries)[0]],
+            routers=[each.value for each in ROUTERS.sort_out(routers)[0]],
             ports=[port for instance, _ in instances for port in instance.ports],
             names={i.name: [a for port in i.plugged for a in addresses(port)] for i, runs in instances if runs},
             complete=not self.context.unreadable,

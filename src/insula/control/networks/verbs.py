@@ -1,4 +1,4 @@
-"""Networks: create, look at, remove."""
+"""Networks: create, look at, change, remove."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, retried, turn
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels, cli_command
-from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
+from insula.control.keys import INSTANCES, NETWORKS, ROUTERS, TENANTS, USAGE
 from insula.control.networks.controller import Errors, NetworkController
 from insula.control.networks.ports import Ports
 from insula.control.tenants import DEFAULT, Tenants
 from insula.model.errors import Conflict, Denied, InsulaError, Invalid, NotFound
-from insula.model.objects import Network, NetworkStatus, Tenant
+from insula.model.objects import Network, NetworkStatus, Outbound, Tenant
 from insula.model.rules import MAX_MTU, MIN_MTU, MIN_MTU6
 from insula.model.units import check_label
-from insula.model.views import NetworkView, Usage
+from insula.model.views import NetworkPatch, NetworkView, Usage
 from insula.network.addresses import Subnet, check_disjoint, gateway_of, parse_subnet
 from insula.store.protocol import TransactionConflict
 from insula.store.typed import Found
@@ -79,6 +79,7 @@ class Networks:
         subnet: str,
         subnet6: str | None = None,
         mtu: int = 1500,
+        outbound: Outbound = "nat",
         labels: dict[str, str] | None = None,
     ) -> NetworkView:
         """Create a network and wait until it is ready. Invalid, Conflict (name, overlap); Failed changes nothing."""
@@ -89,7 +90,7 @@ class Networks:
         parsed6 = parse_subnet(subnet6, 6, reserved=reserved) if subnet6 is not None else None
         check_mtu(mtu, has_ipv6=parsed6 is not None)
         owner = await self.tenants.find(tenant)
-        network = await self._commit(owner, name, parsed, parsed6, mtu, labels)
+        network = await self._commit(owner, name, parsed, parsed6, mtu, outbound, labels)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._erase, network)
             errors = await self.controller.converged(tenant)
@@ -105,6 +106,7 @@ class Networks:
         subnet: Subnet,
         subnet6: Subnet | None,
         mtu: int,
+        outbound: Outbound,
         labels: dict[str, str],
     ) -> Network:
         store, allocators, tenant = self.context.store, self.context.allocators, owner.value.name
@@ -123,6 +125,7 @@ class Networks:
                 subnet6=str(subnet6) if subnet6 else None,
                 gateway6=gateway_of(subnet6) if subnet6 else None,
                 mtu=mtu,
+                outbound=outbound,
                 labels=labels,
                 created=time.time(),
             )
@@ -161,8 +164,32 @@ class Networks:
 
         await retried(attempt)
 
+    async def update(self, tenant: str, name: str, patch: NetworkPatch) -> NetworkView:
+        """Change a network's way out, also for open connections. Invalid, NotFound; Failed changes nothing."""
+        if isinstance(outbound := patch.outbound, msgspec.UnsetType):
+            raise Invalid("there is nothing to change", "give --outbound nat or --outbound none")
+        before = await self._set_outbound(tenant, name, outbound)
+        errors = await self.controller.converged(tenant)
+        if error := errors.get("all") or errors.get("tenant") or errors.get(f"network {name}"):
+            await self._set_outbound(tenant, name, before)
+            await self.controller.converged(tenant)
+            raise error
+        return await self.get(tenant, name)
+
+    async def _set_outbound(self, tenant: str, name: str, outbound: Outbound) -> Outbound:
+        """Commit it; returns what it was before."""
+
+        async def attempt() -> Outbound:
+            found = await self.find(tenant, name)
+            put = NETWORKS.put(msgspec.structs.replace(found.value, outbound=outbound), tenant, name)
+            await self.context.store.transact([NETWORKS.unchanged(found, tenant, name)], [put])
+            return found.value.outbound
+
+        return await retried(attempt)
+
     async def remove(self, tenant: str, name: str) -> None:
-        """Remove a network. Conflict while instances use it; Denied for the default tenant's default network."""
+        """Remove a network. Conflict while instances use it or a router joins it; Denied for the default tenant's
+        default network."""
         found = await self.find(tenant, name)
         if (tenant, name) == (DEFAULT, DEFAULT):
             raise Denied("network default of tenant default can't be removed", "it always exists")
@@ -172,6 +199,10 @@ class Networks:
             users = [each.name for each in instances if any(port.network == name for port in each.ports)]
             if users:
                 raise Conflict(f"network {name} is used by {', '.join(users[:3])}", "remove these instances first")
+            for router in await ROUTERS.list(self.context.store, tenant):
+                if name in router.networks:
+                    leave = cli_command(tenant, f"router update {router.name} --leave {name}")
+                    raise Conflict(f"network {name} is joined by router {router.name}", f"{leave} takes it out")
             await self.context.store.transact(
                 [NETWORKS.unchanged(found, tenant, name), USAGE.unchanged(guard, tenant)],
                 [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from insula.kernel.netlink import attributes as rtattr
 
@@ -15,6 +17,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_DELRULE = 32, 33
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 RTM_SETNEIGHTBL, RTM_GETNSID = 67, 90
 IFF_UP, IFF_LOWER_UP = 1, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
@@ -26,7 +29,9 @@ BRPORT_MCAST_FLOOD, BRPORT_BCAST_FLOOD, BRPORT_NEIGH_SUPPRESS = 27, 30, 32
 VXLAN_ID, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 VETH_INFO_PEER, IFA_F_NODAD = 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+RT_TABLE_MAIN, RTN_UNICAST, RTNH_F_ONLINK = 254, 1, 4
+FRA_IIFNAME, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL, FR_ACT_TO_TBL = 3, 6, 14, 15, 21, 1
 NDA_DST, NDA_LLADDR = 1, 2
 NETNSA_NSID, NETNSA_FD = 1, 3
 NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_RETRANS_TIME = 1, 6, 1, 5
@@ -86,6 +91,26 @@ class Neighbour:
     address: str | None
     permanent: bool
     host: str | None = None  # of a VXLAN device's forwarding entry: the host that frames are sent to
+
+
+class Route(NamedTuple):
+    """A route of a table, through `gateway`, or directly through the link with that index."""
+
+    table: int
+    destination: str  # in CIDR notation
+    gateway: str | None
+    link: int
+
+
+class Rule(NamedTuple):
+    """A rule of policy routing (ip-rule(8)): packets that `device` has received are looked up in `table`. Those of the
+    namespace itself are received by lo. `short` is the longest prefix of which a route is ignored, -1 for none."""
+
+    family: int
+    device: str
+    table: int
+    priority: int
+    short: int = -1
 
 
 def parse_link(body: bytes) -> Link:
@@ -152,4 +177,33 @@ def parse_neighbour(family: int, body: bytes) -> Neighbour:
         address=str(ip_address(to)) if to and family != socket.AF_BRIDGE else None,
         permanent=bool(state & NUD_PERMANENT) or (family == socket.AF_BRIDGE and bool(state & NUD_NOARP)),
         host=str(ip_address(to)) if to and family == socket.AF_BRIDGE else None,
+    )
+
+
+def parse_route(body: bytes) -> Route | None:
+    """Parse an RTM_NEWROUTE message; None for a route of another kind: local, multicast, or with several next hops."""
+    family, length, _, _, table, _, _, kind, _ = ROUTE.unpack_from(body)
+    attributes = rtattr.parse(body[ROUTE.size :])
+    if kind != RTN_UNICAST or RTA_OIF not in attributes or family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    to, through = attributes.get(RTA_DST, bytes(4 if family == socket.AF_INET else 16)), attributes.get(RTA_GATEWAY)
+    return Route(
+        table=rtattr.integer(attributes[RTA_TABLE]) if RTA_TABLE in attributes else table,
+        destination=f"{ip_address(to)}/{length}",
+        gateway=str(ip_address(through)) if through else None,
+        link=rtattr.integer(attributes[RTA_OIF]),
+    )
+
+
+def parse_rule(body: bytes) -> Rule:
+    """Parse an RTM_NEWRULE message; `device` is empty for a rule about all packets."""
+    family, _, _, _, table, _, _, _, _ = ROUTE.unpack_from(body)
+    attributes = rtattr.parse(body[ROUTE.size :])
+    short = attributes.get(FRA_SUPPRESS_PREFIXLEN, b"\xff\xff\xff\xff")
+    return Rule(
+        family=family,
+        device=rtattr.string(attributes.get(FRA_IIFNAME, b"")),
+        table=rtattr.integer(attributes[FRA_TABLE]) if FRA_TABLE in attributes else table,
+        priority=rtattr.integer(attributes[FRA_PRIORITY]) if FRA_PRIORITY in attributes else 0,
+        short=int.from_bytes(short, sys.byteorder, signed=True),
     )

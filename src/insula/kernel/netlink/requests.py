@@ -10,12 +10,13 @@ import struct
 
 from insula.kernel.netlink import attributes as rtattr
 from insula.kernel.netlink import messages as rt
+from insula.kernel.netlink.messages import Route, Rule
 from insula.kernel.netlink.socket import CREATE, EXCLUSIVE, REPLACE, Request
 
 MAIN_TABLE = 254
 _RULES = 1000  # the preference of a rule for a routing table with number 0
 _EXISTS = frozenset({17})  # EEXIST
-_ENOENT, _ENXIO, _ENODEV, _EINVAL, _EADDRNOTAVAIL = 2, 6, 19, 22, 99
+_ENOENT, _ESRCH, _ENXIO, _ENODEV, _EINVAL, _EADDRNOTAVAIL = 2, 3, 6, 19, 22, 99
 
 
 def veth(
@@ -195,6 +196,52 @@ def _rule(source: str, table: int) -> bytes:
     to_table = 1  # FR_ACT_TO_TBL
     return rt.RULE.pack(family, 0, len(packed) * 8, 0, table, 0, 0, to_table, 0) + rtattr.attributes(
         (rt.FRA_SRC, packed), (rt.FRA_PRIORITY, rtattr.u32(_RULES + table))
+    )
+
+
+def add_route_in(route: Route, *, protocol: int) -> Request:
+    """Add a route to a table. It replaces one to the same destination; its gateway is taken to be on the link."""
+    flags = rt.RTNH_F_ONLINK if route.gateway else 0
+    body = _route_body(route, protocol, flags)
+    return Request(f"add route {route.destination}", rt.RTM_NEWROUTE, CREATE | REPLACE, body)
+
+
+def delete_route_in(route: Route) -> Request:
+    """Delete a route from a table; no error if it is gone."""
+    ignore = frozenset({_ESRCH, _ENODEV})
+    return Request(f"delete route {route.destination}", rt.RTM_DELROUTE, 0, _route_body(route, 0, 0), ignore)
+
+
+def _route_body(route: Route, protocol: int, flags: int) -> bytes:
+    network, _, length = route.destination.partition("/")
+    family, packed = _packed(network)
+    scope = 255 if not protocol else 0 if route.gateway else 253  # RT_SCOPE_NOWHERE (any), _UNIVERSE, _LINK
+    return rt.ROUTE.pack(family, int(length), 0, 0, 0, protocol, scope, rt.RTN_UNICAST, flags) + rtattr.attributes(
+        (rt.RTA_TABLE, rtattr.u32(route.table)),
+        (rt.RTA_DST, packed if int(length) else None),
+        (rt.RTA_OIF, rtattr.u32(route.link)),
+        (rt.RTA_GATEWAY, route.gateway and _packed(route.gateway)[1]),
+    )
+
+
+def add_rule(rule: Rule, *, protocol: int) -> Request:
+    """Add a rule of policy routing; no error if it exists."""
+    body = _rule_body(rule) + rtattr.attributes((rt.FRA_PROTOCOL, bytes([protocol])))
+    return Request(f"add rule for {rule.device}", rt.RTM_NEWRULE, CREATE | EXCLUSIVE, body, _EXISTS)
+
+
+def delete_rule(rule: Rule) -> Request:
+    """Delete a rule; no error if it is gone."""
+    return Request(f"delete rule for {rule.device}", rt.RTM_DELRULE, 0, _rule_body(rule), frozenset({_ENOENT}))
+
+
+def _rule_body(rule: Rule) -> bytes:
+    short = struct.pack("=i", rule.short) if rule.short >= 0 else None
+    return rt.ROUTE.pack(rule.family, 0, 0, 0, 0, 0, 0, rt.FR_ACT_TO_TBL, 0) + rtattr.attributes(
+        (rt.FRA_TABLE, rtattr.u32(rule.table)),
+        (rt.FRA_PRIORITY, rtattr.u32(rule.priority)),
+        (rt.FRA_IIFNAME, rtattr.text(rule.device) if rule.device else None),
+        (rt.FRA_SUPPRESS_PREFIXLEN, short),
     )
 
 

@@ -7,11 +7,10 @@ import errno
 import fcntl
 import socket
 import struct
-from ipaddress import ip_address
 
 from insula.kernel.netlink import attributes as rtattr
 from insula.kernel.netlink import messages as rt
-from insula.kernel.netlink.messages import Address, Link, Neighbour
+from insula.kernel.netlink.messages import Address, Link, Neighbour, Route, Rule
 from insula.kernel.netlink.socket import NetlinkError, NetlinkSocket
 
 _SIOCGIFINDEX, _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8933, 0x8946, 0x0A
@@ -68,15 +67,29 @@ class Rtnl(NetlinkSocket):
             rt.parse_neighbour(family, body) for body in self.dump(rt.RTM_GETNEIGH, rt.NEIGH.pack(family, 0, 0, 0, 0))
         ]
 
-    def default_routes(self) -> list[tuple[int, str]]:
-        """Return (index of the link, gateway) of the main tables' default routes, IPv4 and IPv6."""
+    def routes(self) -> list[Route]:
+        """Return the unicast routes of all tables, IPv4 and IPv6."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
-            for body in self.dump(rt.RTM_GETROUTE, rt.ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-                attributes = rtattr.parse(body[rt.ROUTE.size :])
-                if body[1] == 0 and body[4] == 254 and rt.RTA_GATEWAY in attributes and rt.RTA_OIF in attributes:
-                    found.append((rtattr.integer(attributes[rt.RTA_OIF]), str(ip_address(attributes[rt.RTA_GATEWAY]))))
+            bodies = self.dump(rt.RTM_GETROUTE, rt.ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+            found += [route for body in bodies if (route := rt.parse_route(body))]
         return found
+
+    def rules(self) -> list[Rule]:
+        """Return the rules of policy routing, IPv4 and IPv6."""
+        return [
+            rt.parse_rule(body)
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for body in self.dump(rt.RTM_GETRULE, rt.ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+        ]
+
+    def default_routes(self) -> list[tuple[int, str]]:
+        """Return (index of the link, gateway) of the main tables' default routes, IPv4 and IPv6."""
+        return [
+            (route.link, route.gateway)
+            for route in self.routes()
+            if route.gateway and route.table == rt.RT_TABLE_MAIN and route.destination.endswith("/0")
+        ]
 
     def namespace_number(self, netns: int) -> int | None:
         """Return the number of another namespace in this one (RTM_GETNSID), as in `Link`; None if it has none here."""

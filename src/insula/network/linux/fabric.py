@@ -20,9 +20,10 @@ from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.model.errors import Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
+from insula.model.routers import Router, RouterStatus
 from insula.network import endpoints
 from insula.network.addresses import uplink_mac
-from insula.network.fabric import Installed, NetnsNic, Nic, Places, ProbePoints, Router, Station, TapNic, Traffic
+from insula.network.fabric import Installed, NetnsNic, Nic, Places, ProbePoints, RouterPoints, Station, TapNic, Traffic
 from insula.network.intent import TenantIntent
 from insula.network.linux import calls, egress, inside, namespaces, naming, overlay, readback, resolver, rules, sysctl
 from insula.network.linux.calls import Calls, about_host, about_tenant
@@ -357,6 +358,17 @@ class LinuxFabric:
         return NetworkStatus(ready=True, ports=ports)
 
     @about_tenant
+    def router_status(self, tenant: Tenant, networks: Sequence[Network], router: Router) -> RouterStatus:
+        """Return the status of a router: ready if its set elements and routes are there."""
+        try:
+            gaps = self._tenant(tenant).router_gaps({network.name: network for network in networks}, router)
+        except NotFound as error:
+            return RouterStatus(ready=False, reason=error.message)
+        except OSError as error:
+            return RouterStatus(ready=False, reason=f"it can't be read: {error.strerror or error}")
+        return RouterStatus(ready=not gaps, reason=gaps[0] if gaps else None)
+
+    @about_tenant
     def installed(self, tenant: Tenant) -> Installed:
         """Read the installed state of a tenant from the kernel."""
         try:
@@ -387,7 +399,7 @@ class LinuxFabric:
         (host, _), (host6, _) = self.naming.addresses(tenant.index)
         versions = 2 if self._ipv6 else 1
         stations = tuple(_station(namespace, by_name[port.network], port) for port in ports)
-        router = Router(
+        router = RouterPoints(
             tenant=tenant.name,
             netns=os.dup(namespace.netns),
             gateways=tuple(gateway for network in networks for gateway in endpoints.of_gateway(network)),

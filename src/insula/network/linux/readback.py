@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import socket
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import unified_diff
+from typing import Any
 
-from insula.kernel.netlink.messages import Link, Neighbour
+import msgspec
+
+from insula.kernel.netlink.messages import Link, Neighbour, Route, Rule
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.network.addresses import gateway_mac
@@ -30,8 +33,12 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
         if not address.link_local:
             addresses[address.index].append(address.address)
     forwarding = namespace.rtnl.neighbours(socket.AF_BRIDGE)
+    routes = namespace.rtnl.routes()
     networks = [
-        _network(index, link, addresses[link.index], links.get(naming.vxlan_index(index)), forwarding)
+        msgspec.structs.replace(
+            _network(index, link, addresses[link.index], links.get(naming.vxlan_index(index)), forwarding),
+            **_reach(link, elements, routes),
+        )
         for link in links.values()
         if (index := naming.number(link.name, "br")) is not None
     ]
@@ -45,6 +52,7 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
         *rule_drift(namespace.nft, namespace.naming.prefix, FAMILIES, rules.tenant_rules(namespace.naming.prefix)),
         *_uplink_drift(namespace, links, addresses, ipv6=ipv6),
         *_network_drift(networks, links, elements),
+        *_routing_drift(networks, namespace.rtnl.rules(), elements),
         *_port_drift(ports, links, forwarding, elements),
         *_overlay_drift(namespace, links, forwarding, elements),
         *_orphans(links, elements),
@@ -82,6 +90,14 @@ def _network(
         vni=vxlan.vxlan.vni if vxlan and vxlan.vxlan else None,
         remotes={entry.mac: entry.host for entry in forwarding if vxlan and entry.index == vxlan.index and entry.host},
     )
+
+
+def _reach(link: Link, elements: dict[str, set[tuple[str, ...]]], routes: list[Route]) -> dict[str, Any]:
+    """Where connections from a bridge may go, as fields of InstalledNetwork."""
+    to = [other for one, other in elements.get("inet paths", ()) if one == link.name]
+    networks = [number for name in to if (number := naming.number(name, "br")) is not None]
+    static = {route.destination: route.gateway for route in routes if route.table == link.index and route.gateway}
+    return {"reaches": sorted(networks), "outbound": naming.UPLINK in to, "routes": static}
 
 
 def _port(index: int, link: Link, links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) -> InstalledPort:
@@ -139,6 +155,25 @@ def _network_drift(
         for name, element in (("bridges", (network.device,)), ("paths", (network.device, network.device))):
             if element not in elements.get(f"inet {name}", ()):
                 yield f"{network.device} is missing in set {name}"
+
+
+def _routing_drift(
+    networks: list[InstalledNetwork], found: Sequence[Rule], elements: dict[str, set[tuple[str, ...]]]
+) -> Iterator[str]:
+    """Return networks whose static routes are not looked up, and gateways that don't answer where a path leads to."""
+    by_index = {network.index: network for network in networks}
+    for network in networks:
+        for family, version in ((socket.AF_INET, "IPv4"), (socket.AF_INET6, "IPv6")):
+            table = naming.bridge_index(network.index)
+            has = any((":" in to) == (family == socket.AF_INET6) for to in network.routes)
+            if has and not any(rule[:3] == (family, network.device, table) for rule in found):
+                yield f"{version} routes of {network.device} are not looked up"
+        for other in (by_index[index] for index in network.reaches if index in by_index and index != network.index):
+            for gateway in (each.partition("/")[0] for each in other.gateways):
+                name = "routed6" if ":" in gateway else "routed4"
+                missing = (network.device, gateway) not in elements.get(f"inet {name}", ())
+                if missing and (name == "routed4" or any(":" in each for each in network.gateways)):
+                    yield f"gateway {gateway} is missing in set {name} for {network.device}"
 
 
 def _port_drift(

@@ -121,6 +121,8 @@ table inet {table} {{
     set connections6 {{ type ipv6_addr; size 65535; flags dynamic; }}
     set gateways4 {{ typeof iifname . ip daddr; }}
     set gateways6 {{ typeof iifname . ip6 daddr; }}
+    set routed4 {{ typeof iifname . ip daddr; }}
+    set routed6 {{ typeof iifname . ip6 daddr; }}
     set egress_sent {{ typeof meta nfproto; counter; }}
     set egress_received {{ typeof meta nfproto; counter; }}
 
@@ -140,6 +142,8 @@ table inet {table} {{
         iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         iifname . ip daddr @gateways4 goto services
         iifname . ip6 daddr @gateways6 goto services
+        icmp type echo-request iifname . ip daddr @routed4 accept comment "gateways beyond a router"
+        icmpv6 type echo-request iifname . ip6 daddr @routed6 accept
         iifname "{egress}*" meta l4proto {{ tcp, udp }} th dport 53 goto services
         iifname "{egress}*" reject with icmpx admin-prohibited
     }}
@@ -180,6 +184,10 @@ table inet {table} {{
     chain output {{
         type filter hook output priority 0; policy accept;
         {errors}
+    }}
+    chain segments {{
+        type filter hook postrouting priority -150; policy accept;
+        tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu comment "as networks have different MTUs"
     }}
     chain postrouting {{
         type nat hook postrouting priority 100; policy accept;
@@ -354,6 +362,8 @@ _TYPES: Final = {
     "inet paths": "dd",
     "inet gateways4": "d4",
     "inet gateways6": "d6",
+    "inet routed4": "d4",
+    "inet routed6": "d6",
     "inet egress_sent": "v",
     "inet egress_received": "v",
 }
@@ -375,7 +385,7 @@ def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
     device = naming.bridge(network.index)
     return {
         "inet bridges": [(device,)],
-        "inet paths": [(device, device), (device, naming.UPLINK)],
+        "inet paths": [(device, device), *([(device, naming.UPLINK)] if network.outbound == "nat" else [])],
         "inet gateways4": [(device, network.gateway)],
         "inet gateways6": [(device, network.gateway6)] if network.gateway6 else [],
     }

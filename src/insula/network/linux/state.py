@@ -19,7 +19,7 @@ from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in
 from insula.model.objects import Network, Port
 from insula.network.addresses import gateway_mac
-from insula.network.linux import naming, rules, sysctl
+from insula.network.linux import naming, routing, rules, sysctl
 from insula.network.linux.deletion import is_gone
 
 
@@ -43,6 +43,8 @@ class InstalledState:
     """Keys by set."""
     ipv6: set[str]
     """Names of bridges with IPv6."""
+    routing: routing.Routing
+    """Static routes of routers."""
 
 
 def read(netns: int, rtnl: Rtnl, nftables: NftablesSocket, table: str) -> InstalledState:
@@ -68,7 +70,9 @@ def read(netns: int, rtnl: Rtnl, nftables: NftablesSocket, table: str) -> Instal
     hosts = {(entry.index, entry.mac): entry.host for entry in entries if entry.host is not None}
     bridges = [name for name in links if naming.number(name, "br") is not None]
     ipv6 = call_in(netns, lambda: {each for each in bridges if _has_ipv6(each)})
-    return InstalledState(links, gone, addresses, neighbours, forwarding, hosts, keys(nftables, table), ipv6)
+    return InstalledState(
+        links, gone, addresses, neighbours, forwarding, hosts, keys(nftables, table), ipv6, routing.read(rtnl)
+    )
 
 
 def keys(nftables: NftablesSocket, table: str) -> dict[str, set[bytes]]:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from insula.kernel import descriptors, netlink
 from insula.kernel.injection import Injector
@@ -20,10 +20,11 @@ from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.model.errors import Conflict, Failed, InsulaError
 from insula.model.objects import Network, Port, Tenant
+from insula.model.routers import Router
 from insula.network.addresses import gateway_mac, uplink_mac
 from insula.network.fabric import Places, Traffic, TrafficCounter
 from insula.network.intent import RemotePort, TenantIntent
-from insula.network.linux import interfaces, naming, neighbours, overlay, rules, state, sysctl
+from insula.network.linux import interfaces, naming, neighbours, overlay, routing, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.interfaces import addresses_of
@@ -54,6 +55,7 @@ class TenantNamespace:
         self._closed = False
         self._networks: set[int] = set()  # of all intents so far
         self._ports: set[int] = set()  # of all intents so far, and those that were plugged
+        self._routed: rules.Elements = {}  # of the routers of the last intent
         self._marked_groups: set[int] = set()  # for `delete_marked`
         self._unplugged = 0
         self._previous_macs: dict[str, str] = {}  # the last MAC address of each IP address
@@ -169,9 +171,14 @@ class TenantNamespace:
                 elif intent.complete:
                     overlay.delete(self.rtnl, network, now)
         self._remotes = {(remote.network, remote.mac) for remote in intent.remotes}
+        routes = routing.changes(now.routing, routing.wanted(networks, intent.routers))
+        with recording(errors, "routes"):
+            routing.execute(self.rtnl, routes.before)
         with recording(errors, "tenant"):
             elsewhere = [(network, each) for network in networks.values() for each in remotes[network.name]]
-            self._apply_elements(networks.values(), plugged, now, intent, elsewhere)
+            self._apply_elements(networks, plugged, now, intent, elsewhere)
+            if intent.complete:  # a router whose record can't be read may need them
+                routing.execute(self.rtnl, routes.after)
         return made
 
     def _remove_leftovers(self, intent: TenantIntent, now: InstalledState) -> None:
@@ -226,7 +233,7 @@ class TenantNamespace:
 
     def _apply_elements(
         self,
-        networks: Iterable[Network],
+        networks: Mapping[str, Network],
         ports: Iterable[Port],
         now: InstalledState,
         intent: TenantIntent,
@@ -240,11 +247,14 @@ class TenantNamespace:
             for name in rules.COUNTED
         }
         wanted: list[rules.Elements] = [rules.OF_EGRESS, counted]
-        wanted += [*map(rules.of_network, networks), *map(rules.of_port, ports)]
+        routed = routing.elements(networks, intent.routers)
+        wanted += [*map(rules.of_network, networks.values()), *map(rules.of_port, ports), routed]
         wanted += [rules.of_remote(*each) for each in remotes]
         if not intent.complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}
             have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
+            have = routing.without_unknown(have, self._routed)
+        self._routed = routed
         self._transact(wanted, have)
 
     def _transact(self, wanted: Iterable[rules.Elements], have: dict[str, set[bytes]]) -> None:
@@ -378,6 +388,10 @@ class TenantNamespace:
         self.rtnl.execute(netlink.delete_link(name=naming.port(port.index)))
         inside.execute(netlink.delete_link(name=port.interface))
         self._connect(network, port, netns)
+
+    def router_gaps(self, networks: Mapping[str, Network], router: Router) -> Sequence[str]:
+        """Return what is missing of a router, as text. `networks` are all of the tenant's, by name."""
+        return routing.missing(self.rtnl, self.elements(), networks, router)
 
     # -- elements ------------------------------------------------------------------------------------------------
 

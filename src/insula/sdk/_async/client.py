@@ -13,6 +13,7 @@ from insula.sdk._async.identities import AsyncIdentityOperations
 from insula.sdk._async.images import AsyncImageOperations
 from insula.sdk._async.instances import AsyncInstanceOperations
 from insula.sdk._async.networks import AsyncNetworkOperations
+from insula.sdk._async.routers import AsyncRouterOperations
 from insula.sdk._async.tenants import AsyncTenantOperations
 from insula.sdk._async.transport import AsyncTransport
 
@@ -33,6 +34,7 @@ class AsyncInsula:
         caller = AsyncCaller(self.transport, token)
         self.tenants = AsyncTenantOperations(caller)
         self.networks = AsyncNetworkOperations(caller)
+        self.routers = AsyncRouterOperations(caller)
         self.images = AsyncImageOperations(caller)
         self.instances = AsyncInstanceOperations(caller)
         self.identities = AsyncIdentityOperations(caller)

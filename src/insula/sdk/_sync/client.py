@@ -13,6 +13,7 @@ from insula.sdk._sync.identities import IdentityOperations
 from insula.sdk._sync.images import ImageOperations
 from insula.sdk._sync.instances import InstanceOperations
 from insula.sdk._sync.networks import NetworkOperations
+from insula.sdk._sync.routers import RouterOperations
 from insula.sdk._sync.tenants import TenantOperations
 from insula.sdk._sync.transport import Transport
 
@@ -31,6 +32,7 @@ class Insula:
         caller = Caller(self.transport, token)
         self.tenants = TenantOperations(caller)
         self.networks = NetworkOperations(caller)
+        self.routers = RouterOperations(caller)
         self.images = ImageOperations(caller)
         self.instances = InstanceOperations(caller)
         self.identities = IdentityOperations(caller)

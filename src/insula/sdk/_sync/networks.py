@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from insula.model.views import NetworkSpec
+from insula.model.objects import Outbound
+from insula.model.views import NetworkPatch, NetworkSpec
 from insula.sdk import answers
 from insula.sdk._sync.calls import Caller
 from insula.sdk.types import AnyNetwork
@@ -31,11 +32,14 @@ class NetworkOperations:
         *,
         subnet6: str | None = None,
         mtu: int = 1500,
+        outbound: Outbound = "nat",
         labels: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> AnyNetwork:
         """Create a network with the addresses of `subnet`, as in "10.0.0.0/24"."""
-        spec = NetworkSpec(name=name, subnet=subnet, subnet6=subnet6, mtu=mtu, labels=dict(labels or {}))
+        spec = NetworkSpec(
+            name=name, subnet=subnet, subnet6=subnet6, mtu=mtu, outbound=outbound, labels=dict(labels or {})
+        )
         return self._caller.change(
             answers.NETWORK, "POST", "tenants", tenant, "networks", body=spec, key=idempotency_key
         )
@@ -43,6 +47,15 @@ class NetworkOperations:
     def get(self, tenant: str, network: str) -> AnyNetwork:
         return self._caller.get(answers.NETWORK, "tenants", tenant, "networks", network)
 
+    def update(
+        self, tenant: str, network: str, *, outbound: Outbound, idempotency_key: str | None = None
+    ) -> AnyNetwork:
+        """Change a network's way out."""
+        patch = NetworkPatch(outbound=outbound)
+        return self._caller.change(
+            answers.NETWORK, "PATCH", "tenants", tenant, "networks", network, body=patch, key=idempotency_key
+        )
+
     def remove(self, tenant: str, network: str, *, idempotency_key: str | None = None) -> None:
-        """Remove a network. Conflict while an instance is on it."""
+        """Remove a network. Conflict while an instance is on it or a router joins it."""
         self._caller.do("DELETE", "tenants", tenant, "networks", network, key=idempotency_key)

@@ -18,6 +18,7 @@ from insula.control.identities.authority import Authority
 from insula.control.identities.verbs import Identities
 from insula.control.instances.specs import check_labels
 from insula.control.instances.verbs import Instances
+from insula.control.networks.routers import Routers
 from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
 from insula.model.declared import API_VERSION, Metadata
@@ -62,6 +63,7 @@ class Verbs:
     tenants: Tenants
     identities: Identities
     networks: Networks
+    routers: Routers
     instances: Instances
 
 

@@ -1,4 +1,4 @@
-"""Network: its subnets are replaced, not changed."""
+"""Network: its way out can be changed; its subnets are replaced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from insula.control.identities.authority import Authority
 from insula.control.keys import NETWORKS
 from insula.control.networks.verbs import check_mtu
 from insula.model.errors import NotFound
-from insula.model.views import NetworkSpec
+from insula.model.views import NetworkPatch, NetworkSpec
 from insula.network.addresses import check_disjoint, parse_subnet
 
 DeclaredNetwork = spec_like(NetworkSpec, "DeclaredNetwork", "The spec of a network.", "name", "labels")
@@ -34,7 +34,7 @@ class NetworkKind(DeclaredKind):
     name = "Network"
     document = NetworkDocument
     spec = DeclaredNetwork
-    in_place: ClassVar[Sequence[FieldPath]] = [("labels",)]
+    in_place: ClassVar[Sequence[FieldPath]] = [("labels",), ("spec", "outbound")]
 
     def check(self, ref: ObjectReference, spec: Form, labels: dict[str, str]) -> Form:
         decoded = self.decode(spec)
@@ -73,7 +73,10 @@ class NetworkKind(DeclaredKind):
 
     async def update(self, verbs: Verbs, by: Authority, ref: ObjectReference, before: Form, after: Form) -> None:
         assert ref.tenant is not None
-        await verbs.networks.relabel(ref.tenant, ref.name, after["labels"])
+        if before["labels"] != after["labels"]:
+            await verbs.networks.relabel(ref.tenant, ref.name, after["labels"])
+        if before["spec"]["outbound"] != after["spec"]["outbound"]:
+            await verbs.networks.update(ref.tenant, ref.name, NetworkPatch(outbound=after["spec"]["outbound"]))
 
     async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
         assert ref.tenant is not None

@@ -13,11 +13,20 @@ from insula.control.declared.kinds.base import DeclaredKind
 from insula.control.declared.kinds.identities import BindingKind, ServiceAccountKind, UserKind
 from insula.control.declared.kinds.instance import InstanceKind
 from insula.control.declared.kinds.network import NetworkKind
+from insula.control.declared.kinds.router import RouterKind
 from insula.control.declared.kinds.tenant import TenantKind
 
 KINDS: Mapping[str, DeclaredKind] = {
     kind.name: kind
-    for kind in (TenantKind(), UserKind(), ServiceAccountKind(), BindingKind(), NetworkKind(), InstanceKind())
+    for kind in (
+        TenantKind(),
+        UserKind(),
+        ServiceAccountKind(),
+        BindingKind(),
+        NetworkKind(),
+        RouterKind(),
+        InstanceKind(),
+    )
 }
 RANK: Mapping[str, int] = {name: number for number, name in enumerate(KINDS)}
 

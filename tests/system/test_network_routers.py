@@ -1,0 +1,362 @@
+"""Routers: which networks reach each other, with packets. Two tenants have the same addresses at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from insula.kernel import netlink
+from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
+from insula.kernel.nftables import Nft
+from insula.model.objects import Network
+from insula.network.addresses import gateway_mac
+from insula.network.linux import naming
+from insula.network.packets import frame, ip_packet
+from tests.support.lab import Instance, Lab, World, isolated, query
+
+SHORT = 0.3  # seconds that are waited for what should not come
+FOUR, SIX = "10.{}.0.0/24", "fd00:{}::/64"
+
+
+def networks(lab: Lab, tenant: str, count: int = 3) -> list[Instance]:
+    """A tenant with networks n1, n2, …, and an instance on each at .2 and ::2."""
+    lab.tenant(tenant)
+    for number in range(1, count + 1):
+        lab.network(tenant, FOUR.format(number), SIX.format(number), name=f"n{number}")
+    return [lab.instance(tenant, f"i{number}", f"n{number}", 2) for number in range(1, count + 1)]
+
+
+def addresses(number: int, host: int = 2) -> tuple[str, str]:
+    return f"10.{number}.0.{host}", f"fd00:{number}::{host}"
+
+
+def reaches(instance: Instance, number: int, *, timeout: float) -> set[str]:
+    """The ways by which an instance reaches the one on network `number`: icmp4, icmp6, tcp4, tcp6."""
+    found = set()
+    for version, address in zip("46", addresses(number), strict=True):
+        if instance.pings(address, timeout):
+            found.add(f"icmp{version}")
+        if instance.connects(address, 80, timeout):
+            found.add(f"tcp{version}")
+    return found
+
+
+ALL = {"icmp4", "icmp6", "tcp4", "tcp6"}
+
+
+@isolated
+def test_networks_are_apart_until_a_router_joins_them() -> None:
+    lab = Lab()
+    for tenant in ("acme", "globex"):
+        for instance in networks(lab, tenant):
+            instance.serves(tenant, 80)
+    one, three = lab.instances["acme", "i1"], lab.instances["acme", "i3"]
+    assert reaches(one, 2, timeout=SHORT) == set()
+    lab.router("acme", "n1", "n2")
+    assert reaches(one, 2, timeout=5) == ALL
+    assert reaches(lab.instances["acme", "i2"], 1, timeout=5) == ALL
+    assert one.connects("10.2.0.2", 80) == "acme", "the other tenant has the same addresses"
+    assert reaches(one, 3, timeout=SHORT) == reaches(three, 1, timeout=SHORT) == set(), "n3 is apart"
+    assert reaches(lab.instances["globex", "i1"], 2, timeout=SHORT) == set(), "so are those of the other tenant"
+    lab.router("acme", "n1", "n2", "n3")
+    assert reaches(one, 3, timeout=5) == reaches(three, 2, timeout=5) == ALL
+    lab.router("acme")
+    assert reaches(one, 2, timeout=SHORT) == set()
+
+
+@isolated
+def test_gateways_of_joined_networks_answer_pings_and_nothing_else() -> None:
+    lab = Lab()
+    one, *_ = networks(lab, "acme")
+    lab.router("acme", "n1", "n2")
+    for near, far, apart in zip(addresses(1, 1), addresses(2, 1), addresses(3, 1), strict=True):
+        assert one.pings(near) and one.pings(far)
+        assert not one.pings(apart, SHORT)
+        assert asks(one, near) and not asks(one, far, SHORT), "the resolver answers at the own gateway only"
+
+
+def asks(instance: Instance, server: str, timeout: float = 5) -> bool:
+    return query(instance.netns, server, "i1", timeout=timeout) is not None
+
+
+@isolated
+def test_a_router_decrements_ttl_and_tells_when_it_is_exceeded() -> None:
+    lab = Lab()
+    one, *_ = networks(lab, "acme")
+    lab.router("acme", "n1", "n2")
+    for version, gateway, there in zip((4, 6), addresses(1, 1), addresses(2), strict=True):
+        assert exceeded_at(one, there, version, 1) == gateway
+        assert exceeded_at(one, there, version, 2) is None, "two hops are enough"
+
+
+def exceeded_at(instance: Instance, address: str, version: int, ttl: int) -> str | None:
+    """The router that reports that the TTL of a UDP packet was exceeded; None if it arrives (port unreachable)."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    with instance.socket(family, socket.SOCK_DGRAM) as sock:
+        level, hops, errors = (41, 16, 25) if version == 6 else (0, 2, 11)
+        sock.setsockopt(level, hops, ttl)
+        sock.setsockopt(level, errors, 1)
+        sock.settimeout(5)
+        sock.connect((address, 33434))
+        sock.send(b"x")
+        with contextlib.suppress(OSError):
+            sock.recv(100)
+        _, ancillary, _, _ = sock.recvmsg(512, 512, 0x2000)  # MSG_ERRQUEUE
+        data = ancillary[0][2]
+        _, origin, kind, _ = struct.unpack_from("=IBBB", data)
+        if (origin, kind) not in ((2, 11), (3, 3)):
+            return None
+        offender = data[16:]
+        return socket.inet_ntop(family, offender[4:8] if version == 4 else offender[8:24])
+
+
+def connection(client: Instance, address: str, port: int) -> socket.socket:
+    """An open connection to a server that repeats what it gets."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = client.socket(family, socket.SOCK_STREAM)
+    sock.settimeout(10)
+    sock.connect((address, port))
+    return sock
+
+
+def repeats(instance: Instance, port: int) -> None:
+    """A TCP server that sends back what it gets, in a process of its own."""
+    with instance.socket(socket.AF_INET6, socket.SOCK_STREAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("", port))
+        server.listen(64)
+        if os.fork() == 0:
+            while True:
+                accepted, _ = server.accept()
+                if os.fork() == 0:
+                    with contextlib.suppress(OSError):
+                        while data := accepted.recv(65536):
+                            accepted.sendall(data)
+                    os._exit(0)
+                accepted.close()
+
+
+def is_alive(sock: socket.socket, timeout: float = 5) -> bool:
+    token = os.urandom(8)
+    sock.settimeout(timeout)
+    try:
+        sock.sendall(token)
+        return sock.recv(8) == token
+    except OSError:
+        return False
+
+
+@isolated
+def test_leaving_cuts_open_connections_and_no_others() -> None:
+    lab = Lab()
+    one, two, three = networks(lab, "acme")
+    for each in (two, three):
+        repeats(each, 80)
+    other = networks(lab, "globex", 2)
+    repeats(other[1], 80)
+    for tenant in ("acme", "globex"):
+        lab.router(tenant, *[name for owner, name in lab.networks if owner == tenant])
+    cut = [connection(one, address, 80) for address in addresses(2)]
+    kept = [connection(one, address, 80) for address in addresses(3)]
+    kept += [connection(other[0], address, 80) for address in addresses(2)]
+    assert all(map(is_alive, cut + kept))
+    lab.router("acme", "n1", "n3")
+    assert all(map(is_alive, kept)), "others go on"
+    assert not any(is_alive(sock, SHORT) for sock in cut), "those with n2 have ended"
+    assert all(map(is_alive, kept))
+    lab.router("acme", "n1", "n2", "n3")
+    assert is_alive(connection(one, "10.2.0.2", 80)), "after joining again new ones work"
+
+
+@isolated
+def test_an_instance_keeps_its_own_addresses_beyond_a_router() -> None:
+    lab = Lab()
+    one, two, _ = networks(lab, "acme")
+    lab.router("acme", "n1", "n2", "n3")
+    seen = two.sniffer()
+    for forged in ("10.1.0.9", "10.3.0.2", "192.168.9.9"):
+        one.send_frame(udp_frame(one, forged, "10.2.0.2", b"forged packet"))
+    one.send_frame(udp_frame(one, "10.1.0.2", "10.2.0.2", b"honest packet"))
+    assert seen.sees(b"honest packet", 5), "the positive control"
+    assert not seen.sees(b"forged packet")
+
+
+def udp_frame(instance: Instance, source: str, target: str, payload: bytes) -> bytes:
+    """A frame of an instance to its gateway."""
+    return frame(gateway_mac(1), instance.port.mac, ip_packet("udp", source, target, payload))
+
+
+@isolated
+def test_random_joins_and_leaves_give_the_right_matrix() -> None:
+    choose = random.Random(4)
+    lab = Lab()
+    for tenant in ("acme", "globex"):
+        networks(lab, tenant, 4)
+    names = ["n1", "n2", "n3", "n4"]
+    for _ in range(6):
+        parts: dict[tuple[str, str], set[str]] = {}
+        for tenant in ("acme", "globex"):
+            owner = {name: choose.choice(["r1", "r2", "apart"]) for name in names}
+            for router in ("r1", "r2"):
+                joined = [name for name in names if owner[name] == router]
+                # a network leaves its router before it joins another one
+                lab.routers.pop((tenant, router), None)
+                parts[tenant, router] = set(joined)
+            for router in ("r1", "r2"):
+                lab.router(tenant, *parts[tenant, router], name=router)
+        for tenant in ("acme", "globex"):
+            for a, b in itertools.permutations(range(1, 5), 2):
+                together = any(
+                    {f"n{a}", f"n{b}"} <= joined for (owner_, _), joined in parts.items() if owner_ == tenant
+                )
+                got = [lab.instances[tenant, f"i{a}"].pings(to, 5 if together else 0.1) for to in addresses(b)]
+                assert got == [together] * 2, (tenant, a, b, parts)
+
+
+# -- the way out -----------------------------------------------------------------------------------------------------
+
+
+@isolated
+def test_a_network_without_a_way_out_reaches_nothing_outside() -> None:
+    world = World()
+    world.tells_callers(80)
+    lab = Lab()
+    lab.tenant("acme")
+    lab.network("acme", FOUR.format(1), SIX.format(1), name="n1")
+    lab.network("acme", FOUR.format(2), SIX.format(2), name="n2", outbound="none")
+    one, two = lab.instance("acme", "i1", "n1", 2), lab.instance("acme", "i2", "n2", 2)
+    for address in (world.ADDRESS, world.ADDRESS6):
+        assert one.connects(address, 80), "the positive control"
+        assert not two.connects(address, 80, SHORT) and not two.pings(address, SHORT)
+    lab.router("acme", "n1", "n2")
+    assert two.pings("10.1.0.2") and not two.pings(world.ADDRESS, SHORT), "n1's way out is not that of n2"
+    for pings in (two.pings("10.2.0.1"), two.pings("fd00:2::1")):
+        assert pings
+    lab.networks["acme", "n2"] = change(lab, "n2", outbound="nat")
+    lab.apply("acme")
+    assert two.connects(world.ADDRESS, 80) and two.connects(world.ADDRESS6, 80)
+
+
+def change(lab: Lab, name: str, **fields: Any) -> Network:
+    return msgspec.structs.replace(lab.networks["acme", name], **fields)
+
+
+@isolated
+def test_taking_the_way_out_cuts_open_connections() -> None:
+    world = World()
+    repeats(world.instance, 80)
+    lab = Lab()
+    one, two = networks(lab, "acme", 2)
+    cut = [connection(one, address, 80) for address in (world.ADDRESS, world.ADDRESS6)]
+    kept = [connection(two, address, 80) for address in (world.ADDRESS, world.ADDRESS6)]
+    assert all(map(is_alive, cut + kept))
+    lab.networks["acme", "n1"] = change(lab, "n1", outbound="none")
+    lab.apply("acme")
+    assert all(map(is_alive, kept)) and not any(is_alive(sock, SHORT) for sock in cut)
+
+
+# -- static routes ---------------------------------------------------------------------------------------------------
+
+BEHIND = ("172.16.5.1", "fd20::1")
+
+
+@contextlib.contextmanager
+def appliance(lab: Lab, instance: Instance) -> Iterator[None]:
+    """Let the instance have further addresses, on its loopback device."""
+    with instance.do(Rtnl) as inside:
+        inside.execute(*(netlink.add_address(1, f"{each}/{128 if ':' in each else 32}") for each in BEHIND))
+    allow(lab, instance)
+    yield
+
+
+def allow(lab: Lab, instance: Instance) -> None:
+    """Add address pairs to a port, as the rules have them."""
+    device, mac = naming.port(instance.port.index), instance.port.mac
+    netns = lab.inside(instance.port.tenant)
+    with call_in(netns, Nft) as nft:
+        nft.run(f"add element bridge lab ipv4 {{ {device} . {mac} . {BEHIND[0]} }}")
+        nft.run(f"add element bridge lab ipv6 {{ {device} . {mac} . {BEHIND[1]} }}")
+    os.close(netns)
+
+
+@isolated
+def test_a_static_route_leads_through_an_instance() -> None:
+    lab = Lab()
+    one, two, three = networks(lab, "acme")
+    routes = {"172.16.0.0/16": "10.2.0.2", "fd20::/32": "fd00:2::2"}
+    lab.router("acme", "n1", "n2", routes=routes)
+    with appliance(lab, two):
+        for address in BEHIND:
+            assert one.pings(address), "from another network of the router"
+            assert not three.pings(address, SHORT), "not from a network that is apart"
+    lab.router("acme", "n1", "n2")
+    assert not one.pings(BEHIND[0], SHORT)
+    netns = lab.inside("acme")
+    with call_in(netns, Rtnl) as rtnl:
+        assert not [rule for rule in rtnl.rules() if rule.priority in (1000, 1001, 1002)], "nothing is left"
+        assert not [route for route in rtnl.routes() if route.table > 255]
+    os.close(netns)
+
+
+@isolated
+def test_the_longest_destination_decides() -> None:
+    lab = Lab()
+    one, two, three = networks(lab, "acme")
+    routes = {"172.16.0.0/12": "10.3.0.2", "172.16.5.0/24": "10.2.0.2", "0.0.0.0/0": "10.3.0.2"}
+    lab.router("acme", "n1", "n2", "n3", routes={**routes, "fd20::/16": "fd00:3::2", "fd20::/64": "fd00:2::2"})
+    with appliance(lab, two):
+        seen = three.sniffer()
+        assert all(map(one.pings, BEHIND))
+        assert one.pings("10.3.0.2") and one.pings("10.2.0.2"), "networks are longer than a default route"
+        one.send_frame(udp_frame(one, "10.1.0.2", "172.16.6.1", b"by the shorter one"))
+        assert seen.sees(b"by the shorter one", 5)
+
+
+@isolated
+def test_the_routes_of_a_router_act_for_its_own_networks_only() -> None:
+    world = World()
+    world.tells_callers(80)
+    lab = Lab()
+    one, two, three = networks(lab, "acme")
+    lab.router("acme", "n1", "n2", routes={"0.0.0.0/0": "10.2.0.2", "::/0": "fd00:2::2"})
+    lab.router("acme", "n3", name="other")
+    assert three.connects(world.ADDRESS, 80) and three.connects(world.ADDRESS6, 80), "it has its own way out"
+    seen = two.sniffer()
+    one.send_frame(udp_frame(one, "10.1.0.2", world.ADDRESS, b"by the default route"))
+    assert seen.sees(b"by the default route", 5)
+    assert not one.connects(world.ADDRESS, 80, SHORT), "the instance forwards nothing"
+
+
+@isolated
+def test_routes_that_were_damaged_are_repaired() -> None:
+    lab = Lab()
+    one, two, _ = networks(lab, "acme")
+    lab.router("acme", "n1", "n2", routes={"172.16.0.0/16": "10.2.0.2", "fd20::/32": "fd00:2::2"})
+    with appliance(lab, two):
+        assert all(map(one.pings, BEHIND))
+        netns = lab.inside("acme")
+        with call_in(netns, Rtnl) as rtnl:
+            ours = [route for route in rtnl.routes() if route.table > 255]
+            rtnl.execute(*map(netlink.delete_route_in, ours))
+            rtnl.execute(*(netlink.delete_rule(rule) for rule in rtnl.rules() if rule.priority == 1000))
+            assert not one.pings(BEHIND[0], SHORT)
+            lab.apply("acme")
+            allow(lab, two)
+            assert all(map(one.pings, BEHIND))
+            found = [route for route in rtnl.routes() if route.table > 255]
+            assert set(found) == set(ours)
+            strange = netlink.add_route_in(ours[0]._replace(destination="192.168.7.0/24", gateway=None), protocol=4)
+            rtnl.execute(strange)
+            assert lab.fabric.installed(lab.tenants["acme"]).drift == [], "it is harmless"
+            lab.apply("acme")
+            assert {route for route in rtnl.routes() if route.table > 255} == set(ours)
+        os.close(netns)
