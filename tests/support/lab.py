@@ -231,6 +231,7 @@ class Lab:
         self.instances: dict[tuple[str, str], Instance] = {}
         self.routers: dict[tuple[str, str], Router] = {}
         self.names: dict[str, dict[str, list[str]]] = {}  # by tenant, instead of those of `instances`
+        self.others: dict[str, dict[str, Any]] = {}  # by tenant: further parts of its intent
         self._ports = self._networks = 0
 
     def intent(self, tenant: str, **others: Any) -> TenantIntent:
@@ -243,7 +244,7 @@ class Lab:
             ports=ports,
             names=self.names.get(tenant, {port.instance: addresses(port) for port in ports}),
         )
-        return msgspec.structs.replace(whole, **others)
+        return msgspec.structs.replace(whole, **(self.others.get(tenant, {}) | others))
 
     def apply(self, tenant: str, **others: Any) -> None:
         """Apply its intent, and raise what can't be made."""
