@@ -97,6 +97,8 @@ MAX_BYTES = (1 << 63) - 1
 MAX_PIDS = 1 << 22  # PID_MAX_LIMIT, proc_sys_kernel(5)
 MAX_INSTANCES = 1_000_000
 MIN_BANDWIDTH = 8000  # bits a second
+MAX_BANDWIDTH = 400_000_000_000
+MIN_PACKETS, MAX_PACKETS = 10, 100_000_000  # packets a second
 
 # -- processes -------------------------------------------------------------------------------------------------------
 

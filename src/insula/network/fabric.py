@@ -189,7 +189,8 @@ class Fabric(Protocol):
         """Make the installed state of the tenant equal to its intent.
 
         A part that fails does not prevent others. The errors are returned by part of the intent: "tenant" (routing,
-        rules, uplink, resolver), "network NAME", "routes" (static ones), "port INSTANCE", "names", "leftovers". Raises
+        rules, uplink, resolver), "network NAME", "routes" (static ones), "port INSTANCE", "guarantees", "names",
+        "leftovers". Raises
         InsulaError if nothing of the tenant can be made.
         """
 

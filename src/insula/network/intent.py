@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from insula.model.guarantees import Shaping
 from insula.model.objects import Network, Port, Struct, Tenant
 from insula.model.policies import AddressGroup, OperatorPolicy, Policy
 from insula.model.routers import Router
@@ -42,7 +43,7 @@ class TenantIntent(Struct, kw_only=True):
     removed when it is no longer in the intent. `remotes` are the ports on other hosts that ports of this host may
     reach; one that is plugged here is ignored. `names` are all names that the tenant's resolver answers, with their
     addresses. `complete` is False if a record of the store can't be read, so that parts may be missing here: then only
-    parts of earlier intents are removed.
+    parts of earlier intents are removed. `shaping` is the tenant's bandwidth on this host; None: nothing is shaped.
     """
 
     tenant: Tenant
@@ -53,3 +54,4 @@ class TenantIntent(Struct, kw_only=True):
     names: Mapping[str, Sequence[str]] = {}
     policy: PolicyIntent = PolicyIntent()
     complete: bool = True
+    shaping: Shaping | None = None

@@ -45,6 +45,7 @@ ALU64_AND_K = 0x57  # dst &= imm, whose sign is extended
 ALU64_RSH_K = 0x77  # dst >>= imm
 JEQ_K = 0x15  # if dst == imm, whose sign is extended, go on off instructions ahead
 JNE_K = 0x55
+JNE32_K = 0x56  # the same for the lower 32 bits
 JGT_X = 0x2D  # if dst > src, without signs
 JA = 0x05  # always
 ATOMIC_ADD, ATOMIC_EXCHANGE = 0x00, 0xE1
@@ -132,6 +133,10 @@ class Assembler:
     def jump_if_not_equal(self, dst: int, value: int, label: str) -> None:
         """Go to `label` if dst != value."""
         self._add(JNE_K, dst, value=value, label=label)
+
+    def jump32_if_not_equal(self, dst: int, value: int, label: str) -> None:
+        """Go to `label` if the lower 32 bits of dst are not `value`, a number with sign."""
+        self._add(JNE32_K, dst, value=value, label=label)
 
     def jump_if_greater(self, dst: int, src: int, label: str) -> None:
         """Go to `label` if dst > src, as numbers without sign."""

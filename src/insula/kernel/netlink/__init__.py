@@ -6,6 +6,7 @@ messages.py     numbers and structures of rtnetlink
 requests.py     functions that build rtnetlink requests
 rtnetlink.py    `Rtnl`, a socket that sends them and reads tables
 devices.py      moving a device to another network namespace
+traffic_control.py   queueing disciplines, classes and filters
 nftables.py     elements of nftables' sets, and recorded rules
 """
 
@@ -28,6 +29,7 @@ from insula.kernel.netlink.requests import (
     delete_route_in,
     delete_rule,
     delete_source_rule,
+    ifb,
     set_bridge_port,
     set_link,
     set_link_group,
@@ -58,6 +60,7 @@ __all__ = [
     "delete_route_in",
     "delete_rule",
     "delete_source_rule",
+    "ifb",
     "set_bridge_port",
     "set_link",
     "set_link_group",

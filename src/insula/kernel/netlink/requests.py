@@ -51,6 +51,11 @@ def bridge(name: str, *, index: int = 0, mac: str, mtu: int) -> Request:
     return _new_link(f"bridge {name}", name, index, info, mac=mac, mtu=mtu)
 
 
+def ifb(name: str) -> Request:
+    """Create an intermediate functional block, up: a device whose root discipline shapes what is redirected to it."""
+    return _new_link(f"ifb {name}", name, 0, rtattr.nested((rt.INFO_KIND, b"ifb\0")))
+
+
 def vxlan(
     name: str,
     *,

@@ -14,7 +14,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from insula.kernel import descriptors
 from insula.kernel.netlink import attributes
@@ -22,7 +22,7 @@ from insula.kernel.netlink import attributes
 # linux/netlink.h
 _ERROR, _DONE = 2, 3
 REPLACE, EXCLUSIVE, CREATE = 0x100, 0x200, 0x400
-ACK: Final = 4
+ACK, ECHO = 4, 8
 _REQUEST, _DUMP = 1, 0x300
 _CAPPED, _ACK_TLVS, _DUMP_INTR = 0x100, 0x200, 0x10
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
@@ -97,10 +97,10 @@ class NetlinkSocket:
         if errors:
             raise errors[min(errors)]
 
-    def get(self, type_: int, body: bytes) -> bytes:
+    def get(self, type_: int, body: bytes, flags: int = 0) -> bytes:
         """Send a request and return the body of its only reply. NetlinkError."""
         with self._lock:
-            self.socket.sendto(self._pack(type_, 0, body), (0, 0))
+            self.socket.sendto(self._pack(type_, flags, body), (0, 0))
             answer = next(self._answers(self._sequence))
         if answer.type == _ERROR:
             raise error_in("get", answer) or NetlinkError(5, "get: no answer")

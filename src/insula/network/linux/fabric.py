@@ -28,6 +28,7 @@ from insula.network.intent import TenantIntent
 from insula.network.linux import calls, egress, inside, namespaces, naming, overlay, readback, resolver, rules, sysctl
 from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion, is_gone
+from insula.network.linux.guarantees.shaper import Shaper
 from insula.network.linux.naming import Naming
 from insula.network.linux.state import addresses, gateways
 from insula.network.linux.sysctl import HostSettings
@@ -73,6 +74,7 @@ class LinuxFabric:
         self._servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
         self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix), groups)
         self._tenants: dict[str, TenantNamespace] = {}
+        self.shaper = Shaper(self.naming)
         self._deletion = DeferredDeletion()
         self._calls = Calls()
         self._lock = threading.Lock()  # for `_tenants`
@@ -194,6 +196,8 @@ class LinuxFabric:
             with recording(errors, "tenant"):
                 namespace.ensure(host, ipv6=self._ipv6)
             made = namespace.apply(intent, self._prepare, self._members, errors)
+        with recording(errors, "guarantees"):
+            self.shaper.apply(host, intent)
         with recording(errors, "tenant"):
             for network in made:
                 self._await_resolver(namespace, network)
@@ -242,6 +246,7 @@ class LinuxFabric:
         if namespace:
             namespace.close()
         self._remove_overlay(name)
+        self.shaper.remove(host, index)
         host.execute(netlink.delete_link(name=self.naming.uplink(index)))
         namespaces.remove(self.naming.namespace(name))
         (self._records / name).unlink(missing_ok=True)
@@ -378,6 +383,7 @@ class LinuxFabric:
                 tenant=tenant.name, namespace=False, networks=[], ports=[], rules="", drift=[error.message]
             )
         found = readback.read(namespace, ipv6=self._ipv6)
+        found.drift.extend(self.shaper.drift(self._handles()[0], tenant.index))
         if not self._resolver.running(tenant, namespace.netns, self._upstream(tenant)):
             found.drift.append("the resolver does not run")
         return found
@@ -440,6 +446,7 @@ class LinuxFabric:
             with turn(name):
                 self._resolver.remove(name)
         indices = {tenant.index for tenant in wanted.values()}
+        self.shaper.sweep(host, indices)
         for link in host.links():
             uplink = naming.number(link.name, self.naming.uplinks)
             if uplink is not None and uplink not in indices:

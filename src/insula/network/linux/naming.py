@@ -19,6 +19,7 @@ from insula.model.units import shorten
 UPLINK: Final = "uplink"  # in the tenant's namespace
 EGRESS: Final = "egress"  # the beginning of the names of devices there: see `linux.egress`
 MTU: Final = 1500  # of the uplinks
+_GUARANTEED: Final = 1 << 15  # the first address of a range that is no uplink's
 MAX_PORTS: Final = 1023  # of a bridge (BR_MAX_PORTS in net/bridge/br_private.h, without number 0)
 # the first interface indices of bridges, VXLAN devices and ports
 _NETWORKS, _VXLANS, _PORTS = 1_000_000_000, 1_500_000_000, 2_000_000_000
@@ -98,6 +99,14 @@ class Naming:
                 )
         four, six = self.range4, self.range6
         return (str(four[2 * tenant]), str(four[2 * tenant + 1])), (str(six[2 * tenant]), str(six[2 * tenant + 1]))
+
+    def guaranteed_addresses(self, number: int) -> tuple[str, str]:
+        """Return the IPv4 and IPv6 address that packets of an instance with a floor have on the uplink, by the number
+        of its guarantee. They follow those of all tenants' uplinks."""
+        first = _GUARANTEED + number
+        if first >= min(self.range4.num_addresses, self.range6.num_addresses):
+            raise Invalid(f"guarantee {number} has no address in {self.range4}", "set network.range4 in insulad.toml")
+        return str(self.range4[first]), str(self.range6[first])
 
     def namespace(self, tenant: str) -> Path:
         return Path("/run/netns") / f"{self.prefix}-{tenant}"

@@ -1,0 +1,6 @@
+"""Guaranteed and limited bandwidth, by traffic control of the kernel.
+
+tree.py       classes of HTB for tenants' floors and ceilings, as data
+program.py    the eBPF program that gives a tenant's packets to its class
+shaper.py     `Shaper`: the tree of this host, between tenants' uplinks and the host
+"""

@@ -1,0 +1,221 @@
+"""`Shaper`: the tree of this host, through which tenants' packets pass between their uplinks and the host.
+
+There is a device for each direction, `PREFIX-out` and `PREFIX-in`, an intermediate functional block (IFB). Filters on
+the host's end of each uplink redirect what the tenant sends to the first, and what it gets to the second. So nothing is
+changed on the host's own devices, and traffic of the host itself, or of other programs, is not shaped.
+
+While no tenant of the host has a floor or a ceiling there are no such devices and no filters. While there are only
+ceilings, only tenants that have one pass.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from insula.kernel import netlink
+from insula.kernel.netlink import Request, Rtnl
+from insula.kernel.netlink import traffic_control as tc
+from insula.kernel.netlink.traffic_control import ClassCounters, HtbClass
+from insula.model.guarantees import Shaping
+from insula.network.intent import TenantIntent
+from insula.network.linux.guarantees import program, tree
+from insula.network.linux.naming import Naming
+
+DIRECTIONS: Final = ("out", "in")
+_PARENTS: Final = {"out": tc.INGRESS, "in": tc.EGRESS}  # as seen from the host's end of the uplink
+
+
+class Shaper:
+    """The shaping of one fabric's tenants. Calls may come from any thread; they raise OSError."""
+
+    def __init__(self, naming: Naming) -> None:
+        self._naming = naming
+        self._lock = threading.Lock()
+        self._last: dict[int, Shaping | None] = {}  # what was applied, by the index of the tenant
+        self._with_instances: set[int] | None = None  # tenants with classes of instances; None before the first look
+
+    # -- changes -------------------------------------------------------------------------------------------------
+
+    def apply(self, host: Rtnl, intent: TenantIntent) -> None:
+        """Make classes and filters of a tenant equal to its intent's `shaping`; None removes them. Only differences are
+        changed. An incomplete intent removes nothing."""
+        tenant, shaping = intent.tenant.index, intent.shaping
+        if shaping is None and not intent.complete:
+            return
+        with self._lock:
+            self._last[tenant] = shaping
+            uplink = host.index(self._naming.uplink(tenant))
+            if shaping is None or uplink is None:
+                self._remove(host, tenant, uplink)
+                return
+            devices = {direction: self._ensure_device(host, direction) for direction in DIRECTIONS}
+            stale: list[Request] = []
+            for direction, index in devices.items():
+                have = self._classes(host, index, tenant, shaping)
+                host.execute(*_changes(index, tenant, shaping, direction, have))
+                stale += _leftovers(index, tenant, shaping, direction, have)
+            self._ensure_filters(host, uplink, tenant, shaping, devices)
+            host.execute(*stale)
+            assert self._with_instances is not None
+            (self._with_instances.add if shaping.ports else self._with_instances.discard)(tenant)
+
+    def remove(self, host: Rtnl, tenant: int) -> None:
+        """Remove classes and filters of a tenant."""
+        with self._lock:
+            self._last.pop(tenant, None)
+            self._remove(host, tenant, host.index(self._naming.uplink(tenant)))
+
+    def sweep(self, host: Rtnl, keep: Iterable[int]) -> None:
+        """Remove the classes of tenants whose indices are not in `keep`, and the devices if no class is left."""
+        wanted = set(keep)
+        with self._lock:
+            for index in self._devices(host).values():
+                gone = [
+                    n for n in tc.classes(host, index) if (of := tree.tenant_index(n)) is not None and of not in wanted
+                ]
+                for tenant in {tree.tenant_index(number) for number in gone}:
+                    assert tenant is not None
+                    host.execute(*_deletions(index, tenant, tc.classes(host, index)))
+            self._remove_unused(host)
+
+    def _classes(self, host: Rtnl, index: int, tenant: int, shaping: Shaping) -> Mapping[int, HtbClass]:
+        """Return the classes of a tenant. All of the device are read only if it has or gets classes of instances."""
+        if self._with_instances is None:
+            every = [each for device in self._devices(host).values() for each in tc.classes(host, device).values()]
+            found = (tree.tenant_index(each.parent) for each in every if tree.is_instance(each.number))
+            self._with_instances = {each for each in found if each is not None}
+        if shaping.ports or tenant in self._with_instances:
+            return tc.classes(host, index)
+        return tc.some_classes(host, index, (tree.root(), tree.tenant(tenant), tree.rest(tenant)))
+
+    def _remove(self, host: Rtnl, tenant: int, uplink: int | None) -> None:
+        if uplink is not None and has_filters(host, uplink):
+            host.execute(tc.delete_clsact(uplink))
+        if not (devices := self._devices(host)):
+            return
+        for index in devices.values():
+            host.execute(*_deletions(index, tenant, tc.classes(host, index)))
+        self._remove_unused(host)
+
+    def _remove_unused(self, host: Rtnl) -> None:
+        """Remove the devices if no tenant has a class. Filters are removed before classes, so none leads to them."""
+        devices = self._devices(host)
+        if not any(
+            tree.tenant_index(number) is not None for index in devices.values() for number in tc.classes(host, index)
+        ):
+            host.execute(*(netlink.delete_link(index=index) for index in devices.values()))
+
+    def _ensure_device(self, host: Rtnl, direction: str) -> int:
+        name = self.device(direction)
+        link = host.link(name)
+        if link and link.kind != "ifb":
+            host.execute(netlink.delete_link(index=link.index))
+        if link is None or link.kind != "ifb":
+            host.execute(netlink.ifb(name))
+            link = host.link(name)
+            assert link
+        if not link.up:
+            host.execute(netlink.set_link(link.index, up=True))
+        root = tc.qdisc(host, link.index)
+        if root is None or (root.kind, root.number) != ("htb", tc.handle(1)):
+            host.execute(tc.delete_root(link.index), tc.add_htb(link.index))
+        return link.index
+
+    def _ensure_filters(
+        self, host: Rtnl, uplink: int, tenant: int, shaping: Shaping, devices: Mapping[str, int]
+    ) -> None:
+        present = has_filters(host, uplink)
+        for direction, index in devices.items():
+            code = self._program(tenant, shaping, direction)
+            wanted = (program.name(code), index)
+            have = tc.filters(host, uplink, _PARENTS[direction]) if present else []
+            if [(each.name, each.to) for each in have] == [wanted]:
+                continue
+            with program.Loaded(code) as descriptor:
+                host.execute(
+                    tc.add_clsact(uplink),
+                    tc.set_bpf_filter(uplink, _PARENTS[direction], descriptor, wanted[0], index),
+                )
+
+    def _program(self, tenant: int, shaping: Shaping, direction: str) -> bytes:
+        numbers = [n for n, rate in tree.instances(shaping, direction).items() if rate.floor is not None]
+        addresses = {a: tree.instance(n) for n in numbers for a in self._naming.guaranteed_addresses(n)}
+        return program.classifier(tree.rest(tenant), addresses, source=direction == "out")
+
+    # -- reading back --------------------------------------------------------------------------------------------
+
+    def device(self, direction: str) -> str:
+        return f"{self._naming.uplinks[:-1]}{direction}"
+
+    def _devices(self, host: Rtnl) -> dict[str, int]:
+        found = {direction: host.index(self.device(direction)) for direction in DIRECTIONS}
+        return {direction: index for direction, index in found.items() if index is not None}
+
+    def drift(self, host: Rtnl, tenant: int) -> Iterator[str]:
+        """Yield the differences of the installed state from what `apply` has installed, as text."""
+        uplink, devices = host.index(self._naming.uplink(tenant)), self._devices(host)
+        if uplink is None or tenant not in self._last:
+            return
+        shaping = self._last[tenant]
+        if shaping is None:
+            if has_filters(host, uplink):
+                yield f"{self._naming.uplink(tenant)} has filters, and no guarantee"
+            return
+        for direction in DIRECTIONS:
+            index = devices.get(direction)
+            if index is None:
+                yield f"{self.device(direction)} is missing"
+                continue
+            have = tc.classes(host, index)
+            for request in _changes(index, tenant, shaping, direction, have, queues=False):
+                yield f"{self.device(direction)}: {request.what} is needed"
+            for request in _leftovers(index, tenant, shaping, direction, have):
+                yield f"{self.device(direction)}: {request.what} is needed"
+            wanted = (program.name(self._program(tenant, shaping, direction)), index)
+            if [(each.name, each.to) for each in tc.filters(host, uplink, _PARENTS[direction])] != [wanted]:
+                yield f"{self._naming.uplink(tenant)} has not the filter for packets {direction}"
+
+    def counters(self, host: Rtnl, tenant: int) -> dict[str, ClassCounters]:
+        """Return the counters of a tenant's class for each direction; none if it isn't shaped."""
+        found = {}
+        for direction, index in self._devices(host).items():
+            if counters := tc.class_counters(host, index).get(tree.tenant(tenant)):
+                found[direction] = counters
+        return found
+
+
+def has_filters(host: Rtnl, device: int) -> bool:
+    """Return whether a device has the discipline clsact."""
+    found = tc.qdisc(host, device, tc.CLSACT)
+    return found is not None and found.kind == "clsact"
+
+
+def _changes(
+    index: int, tenant: int, shaping: Shaping, direction: str, have: Mapping[int, HtbClass], *, queues: bool = True
+) -> list[Request]:
+    """Return requests for classes of a tenant, and for the root, that are missing or different."""
+    root = tree.root_class(shaping.link)
+    changed = tree.changed({root.number: root, **tree.tenant_classes(tenant, shaping, direction)}, have)
+    requests = [tc.set_class(index, each) for each in changed]
+    if queues:
+        leaves = [each for each in changed if each.number not in (tree.root(), tree.tenant(tenant))]
+        requests += [tc.set_bfifo(index, each.number, tree.queue(each.ceiling)) for each in leaves]
+    return requests
+
+
+def _leftovers(
+    index: int, tenant: int, shaping: Shaping, direction: str, have: Mapping[int, HtbClass]
+) -> list[Request]:
+    """Return requests that delete classes of instances that have no floor any more."""
+    wanted = tree.tenant_classes(tenant, shaping, direction)
+    parent = tree.tenant(tenant)
+    return [tc.delete_class(index, n) for n, each in have.items() if each.parent == parent and n not in wanted]
+
+
+def _deletions(index: int, tenant: int, have: Mapping[int, HtbClass]) -> list[Request]:
+    """Return requests that delete all classes of a tenant, leaves first."""
+    parent = tree.tenant(tenant)
+    leaves = [number for number, each in have.items() if each.parent == parent]
+    return [tc.delete_class(index, each) for each in (*leaves, *([parent] if parent in have else []))]

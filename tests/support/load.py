@@ -1,0 +1,122 @@
+"""Traffic that fills a link, sent by processes of its own, and what of it arrives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+from insula.kernel import syscalls
+
+CHUNK = 1 << 16
+
+
+def _spawn(netns: int, run: Callable[[], None]) -> int:
+    """Run in a process that ends with this one."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            syscalls.setns(netns, syscalls.CLONE_NEWNET)
+            run()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def _stop(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@contextlib.contextmanager
+def sink(netns: int, port: int) -> Iterator[None]:
+    """A TCP server on that port, and a UDP one: both discard all they get. A TCP client that sends "get" first gets
+    data without end."""
+    ready, told = os.pipe()
+
+    def run() -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("::", port))
+            server.listen(128)
+            os.write(told, b"x")
+            while True:
+                connection, _ = server.accept()
+                if os.fork() == 0:
+                    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+                    with contextlib.suppress(OSError):
+                        if connection.recv(3) == b"get":
+                            while True:
+                                connection.sendall(bytes(CHUNK))
+                        while connection.recv(CHUNK):
+                            pass
+                    os._exit(0)
+                connection.close()
+
+    pid = _spawn(netns, run)
+    assert os.read(ready, 1) == b"x"
+    os.close(ready)
+    os.close(told)
+    try:
+        yield
+    finally:
+        _stop([pid])
+
+
+@contextlib.contextmanager
+def tcp(netns: int, address: str, port: int, *, connections: int = 1, get: bool = False) -> Iterator[None]:
+    """Connections that send to a sink as fast as they can, or with `get` receive."""
+
+    def run() -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        while True:
+            with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as sock:
+                sock.settimeout(10)
+                sock.connect((address, port))
+                sock.sendall(b"get" if get else b"put")
+                while sock.recv(CHUNK) if get else not sock.sendall(bytes(CHUNK)):  # type: ignore[func-returns-value]
+                    pass
+            time.sleep(0.05)
+
+    pids = [_spawn(netns, run) for _ in range(connections)]
+    try:
+        yield
+    finally:
+        _stop(pids)
+
+
+@contextlib.contextmanager
+def udp(netns: int, address: str, port: int, *, size: int = 1400, rate: int | None = None) -> Iterator[None]:
+    """Datagrams of `size` bytes, as many as this machine can send, or `rate` bits a second."""
+
+    def run() -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            data, began, sent = bytes(size), time.monotonic(), 0
+            while True:
+                with contextlib.suppress(OSError):
+                    sock.sendto(data, (address, port))
+                sent += size * 8
+                if rate is not None:
+                    time.sleep(max(0.0, began + sent / rate - time.monotonic()))
+
+    pids = [_spawn(netns, run)]
+    try:
+        yield
+    finally:
+        _stop(pids)
+
+
+def rates(count: Callable[[], dict[str, int]], seconds: float, settle: float = 1.0) -> dict[str, float]:
+    """Return bits a second by name, measured over some seconds; `count` returns bytes by name."""
+    time.sleep(settle)
+    began, before = time.monotonic(), count()
+    time.sleep(seconds)
+    after, took = count(), time.monotonic() - began
+    return {name: (after[name] - before[name]) * 8 / took for name in after}
