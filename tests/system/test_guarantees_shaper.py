@@ -107,11 +107,11 @@ def test_a_ceiling_holds_from_the_first_moment_in_both_directions_for_tcp_and_ud
             first = rates(made.sent, 0.2, settle=0)["t1"]
             assert made.sent()["t1"] > began
             assert first <= 20 * MBIT * 1.5, "the burst is a few milliseconds"
-            assert 19 * MBIT <= rates(made.sent, 2)["t1"] <= 20.4 * MBIT
+            assert 16 * MBIT <= rates(made.sent, 2)["t1"] <= 20.4 * MBIT
         load.enter_context(tcp(made.netns("t1"), World.ADDRESS6, SINK))
-        assert 18 * MBIT <= rates(made.sent, 3)["t1"] <= 20.4 * MBIT
+        assert 15 * MBIT <= rates(made.sent, 3)["t1"] <= 20.4 * MBIT
         load.enter_context(tcp(made.netns("t1"), World.ADDRESS, SINK, get=True))
-        assert 9 * MBIT <= rates(lambda: made.sent("in"), 3)["t1"] <= 10.4 * MBIT
+        assert 7 * MBIT <= rates(lambda: made.sent("in"), 3)["t1"] <= 10.4 * MBIT
 
 
 @isolated
@@ -127,7 +127,7 @@ def test_a_change_under_load_loses_no_packet_of_others_and_nothing_is_left_witho
             made.shape("t2", floor(mbit, ceiling=(mbit + 10) * MBIT))
         assert made.lab.fabric.installed(made.lab.tenants["t2"]).drift == []
         found, after = rates(made.sent, 2), counted(made)
-        assert 34 * MBIT <= found["t2"] <= 35.7 * MBIT, found
+        assert 29 * MBIT <= found["t2"] <= 35.7 * MBIT, found
         assert found["t1"] >= 9 * MBIT, found
         assert after["t1"]["out"].drops == before["t1"] == 0
         for name in made.lab.tenants:

@@ -79,7 +79,7 @@ class ClassCounters(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Filter:
+class BpfFilter:
     """A filter of clsact: `name` is that of its eBPF program, `to` the index of the device that it redirects to."""
 
     parent: int
@@ -284,7 +284,7 @@ def delete_filters(index: int, parent: int, priority: int = 1) -> Request:
     return Request(f"delete filters of {index}", _DELFILTER, 0, body, ignore)
 
 
-def filters(rtnl: Rtnl, index: int, parent: int) -> list[Filter]:
+def filters(rtnl: Rtnl, index: int, parent: int) -> list[BpfFilter]:
     """Return a device's filters by eBPF programs below `parent`."""
     found = []
     for body in rtnl.dump(_GETFILTER, _TCMSG.pack(0, 0, index, 0, parent, 0)):
@@ -293,7 +293,7 @@ def filters(rtnl: Rtnl, index: int, parent: int) -> list[Filter]:
         nested = rtattr.parse(parts.get(_OPTIONS, b""))
         if parts.get(_KIND) == b"bpf\0" and _BPF_NAME in nested:
             name = rtattr.string(nested[_BPF_NAME])
-            found.append(Filter(parent, info >> 16, name, _redirected(nested.get(_BPF_ACT, b""))))
+            found.append(BpfFilter(parent, info >> 16, name, _redirected(nested.get(_BPF_ACT, b""))))
     return found
 
 
@@ -320,7 +320,7 @@ def _info(priority: int, protocol: int) -> int:
 # -- filters by u32 -----------------------------------------------------------------------------------------------
 
 
-class Match(NamedTuple):
+class U32Match(NamedTuple):
     """A comparison of tc-u32(8): the 32 bits at `offset` of the network header, under `mask`, are `value`."""
 
     value: int
@@ -337,7 +337,7 @@ def u32_table(index: int, number: int, *, priority: int, protocol: int, buckets:
 
 
 def u32_link(
-    index: int, matches: list[Match], table: int, hash_mask: int, hash_offset: int, *, priority: int, protocol: int
+    index: int, matches: list[U32Match], table: int, hash_mask: int, hash_offset: int, *, priority: int, protocol: int
 ) -> Request:
     """Create a filter that looks packets with these matches up in a hash table. The bucket is the lowest byte that
     `hash_mask` leaves of the 32 bits at `hash_offset`."""
@@ -348,7 +348,7 @@ def u32_link(
 
 def u32_class(
     index: int,
-    matches: list[Match],
+    matches: list[U32Match],
     to: int,
     *,
     priority: int,
@@ -366,7 +366,7 @@ def u32_class(
     return _u32(f"filter to {to:x}", index, table << 20 | bucket << 12 | node, options, priority, protocol)
 
 
-def u32_redirect(index: int, parent: int, matches: list[Match], to: int, *, priority: int, protocol: int) -> Request:
+def u32_redirect(index: int, parent: int, matches: list[U32Match], to: int, *, priority: int, protocol: int) -> Request:
     """Create a filter of clsact that redirects packets with these matches to the device `to`."""
     options = rtattr.nested((_U32_SEL, _selector(matches)), (_U32_ACT | rtattr.NESTED, _redirect_to(to)))
     return _u32(f"redirection to {to}", index, 0x800 << 20 | 1, options, priority, protocol, parent=parent)
@@ -399,7 +399,7 @@ def _u32(
     return Request(f"set {what} of {index}", _NEWFILTER, CREATE | REPLACE, body)
 
 
-def _selector(matches: list[Match], *, hash_mask: int = 0, hash_offset: int = 0) -> bytes:
+def _selector(matches: list[U32Match], *, hash_mask: int = 0, hash_offset: int = 0) -> bytes:
     """Pack a tc_u32_sel. A filter with a class ends the search (TC_U32_TERMINAL)."""
     flags = 0 if hash_mask else 1
     head = struct.pack("=BBBxHHhhI", flags, 0, len(matches), 0, 0, 0, hash_offset, _network(hash_mask))

@@ -30,6 +30,7 @@ from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion, is_gone
 from insula.network.linux.guarantees.shaper import Shaper
 from insula.network.linux.naming import Naming
+from insula.network.linux.neighbours import enlarge_tables
 from insula.network.linux.state import addresses, gateways
 from insula.network.linux.sysctl import HostSettings
 from insula.network.linux.tenant import TenantNamespace, recording
@@ -38,9 +39,6 @@ from insula.network.linux.underlay import Members, Underlay
 log = logging.getLogger("insula.network")
 _BINDS = 0.2  # seconds within which dnsmasq listens at a gateway that was announced
 _STARTS = 5
-_NEIGHBOURS = ("ipv4/neigh/default/gc_thresh", "ipv6/neigh/default/gc_thresh")
-_LEAST, _MOST = 1 << 16, 1 << 18  # entries of the neighbour tables
-_MEMORY_PER_ENTRY = 1 << 16  # bytes of the host's memory
 
 
 class LinuxFabric:
@@ -133,11 +131,7 @@ class LinuxFabric:
         self._forward(4)
         if self._servers and all(":" in server for server in self._servers):
             self._forward(6)
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        hard = min(max(memory // _MEMORY_PER_ENTRY, _LEAST), _MOST)
-        for name in _NEIGHBOURS:  # all namespaces share these tables: see `tenant.RETRANSMIT`
-            self._settings.at_least(f"{name}3", hard)
-            self._settings.at_least(f"{name}2", hard // 4)
+        enlarge_tables(self._settings)
 
     def _forward(self, version: int) -> None:
         """Enable forwarding of an IP version on the host, for tenants and not between the host's own devices."""

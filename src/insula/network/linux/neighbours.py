@@ -8,13 +8,14 @@ packet.
 
 A bridge has at most 1,023 ports, so the set has room for all of them: one IPv4 and two IPv6 addresses each. An instance
 with several ports has the same room for all of them together. A process with CAP_NET_ADMIN in the namespace can remove
-the rules.
+the rules. The host's tables are made large enough for all tenants (`enlarge_tables`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -24,9 +25,13 @@ from insula.kernel.netlink.nftables import FIRST_GENERATION, NftablesSocket, add
 from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
 from insula.network.linux import naming
+from insula.network.linux.sysctl import HostSettings
 
 MOST4: Final = naming.MAX_PORTS
 MOST6: Final = 2 * naming.MAX_PORTS
+_TABLES = ("ipv4/neigh/default/gc_thresh", "ipv6/neigh/default/gc_thresh")
+_LEAST, _MOST = 1 << 16, 1 << 18  # entries of the neighbour tables
+_MEMORY_PER_ENTRY = 1 << 16  # bytes of the host's memory
 SECONDS: Final = 10
 
 _SETS: Final = {"gateways4": ".", "gateways6": ":"}
@@ -104,3 +109,12 @@ def _requests(table: str) -> Sequence[Request]:
 def text(table: str) -> str:
     """Return the rules as text."""
     return _RULES.format(table=table, devices=DEVICES, most4=MOST4, most6=MOST6, seconds=SECONDS)
+
+
+def enlarge_tables(settings: HostSettings) -> None:
+    """Enlarge the host's neighbour tables, which all namespaces share (`tenant.RETRANSMIT`), as its memory allows."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    hard = min(max(memory // _MEMORY_PER_ENTRY, _LEAST), _MOST)
+    for name in _TABLES:
+        settings.at_least(f"{name}3", hard)
+        settings.at_least(f"{name}2", hard // 4)

@@ -72,7 +72,7 @@ def name(program: bytes) -> str:
     return f"insula-{hashlib.sha256(program).hexdigest()[:16]}"
 
 
-class Loaded:
+class LoadedProgram:
     """A loaded program, closed at the end of a `with` block; filters keep it. OSError if the kernel refuses it."""
 
     def __init__(self, program: bytes) -> None:

@@ -133,7 +133,7 @@ class Shaper:
             have = tc.filters(host, uplink, _PARENTS[direction]) if present else []
             if [(each.name, each.to) for each in have] == [wanted]:
                 continue
-            with program.Loaded(code) as descriptor:
+            with program.LoadedProgram(code) as descriptor:
                 host.execute(
                     tc.add_clsact(uplink),
                     tc.set_bpf_filter(uplink, _PARENTS[direction], descriptor, wanted[0], index),
