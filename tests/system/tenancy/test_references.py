@@ -32,6 +32,8 @@ NOWHERE = "no-such-tenant-"
 TAR, FRAMES = "application/x-tar", "application/vnd.insula.frames"
 BODIES = {  # in place of the description's example, which names what is not there
     "run": {"image": "busybox", "command": ["true"], "networks": [{"network": "default"}]},
+    "create_router": {"name": "another", "networks": [OWN]},
+    "update_router": {"join": [OWN]},
     "tag": {"source": OWN, "name": "another"},
     "pull": {"reference": "127.0.0.1:1/x", "insecure": True},
     "push": {"name": "busybox", "reference": "127.0.0.1:1/x", "insecure": True},
@@ -109,6 +111,7 @@ def world(daemon: Daemon, houses: Houses, people: People) -> Iterator[World]:
     for cli, name in ((houses.acme, OWN), (houses.globex, THEIRS)):
         tenant = str(cli.tenant)
         operator.networks.create(tenant, name, "10.77.0.0/24")
+        operator.routers.create(tenant, name)
         operator.images.import_(tenant, name, [rootfs(1)])
         operator.instances.run(tenant, "busybox", ["sleep", "600"], name=name)
         operator.identities.create_service_account(tenant, name)
@@ -218,7 +221,7 @@ def tidy(world: World) -> None:
             world.operator.instances.rename(world.acme, name, OWN)  # if that is its name before
         with suppress(InsulaError):
             world.operator.instances.remove(world.acme, name, force=True)
-        for remove in (world.operator.networks.remove, world.operator.images.remove):
+        for remove in (world.operator.routers.remove, world.operator.networks.remove, world.operator.images.remove):
             with suppress(InsulaError):
                 remove(world.acme, name)
         with suppress(InsulaError):
@@ -250,8 +253,8 @@ def test_what_is_another_s_is_answered_as_what_does_not_exist(role: str, world: 
 CONTROL = {
     ("bind", "user"), ("create_token", "user"), ("push", "name"), ("run", "image"), ("run", "network"),
     ("run", "pid_of"), ("run_attached", "network"), ("save", "names"), ("tag", "source"), ("unbind", "user"),
-    ("get_image", "name"), ("get_instance", "name"), ("get_network", "network"), ("tenant_stats", "name"),
-    ("explain", "name"), ("logs", "name"), ("top", "name"),
+    ("get_image", "name"), ("get_instance", "name"), ("get_network", "network"), ("get_router", "router"),
+    ("tenant_stats", "name"), ("explain", "name"), ("logs", "name"), ("top", "name"),
 }  # fmt: skip
 
 

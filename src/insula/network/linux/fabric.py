@@ -21,14 +21,25 @@ from insula.kernel.nftables import Nft
 from insula.model.errors import Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.model.routers import Router, RouterStatus
-from insula.network import endpoints
-from insula.network.addresses import uplink_mac
-from insula.network.fabric import Installed, NetnsNic, Nic, Places, ProbePoints, RouterPoints, Station, TapNic, Traffic
+from insula.network.fabric import Installed, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
 from insula.network.intent import TenantIntent
-from insula.network.linux import calls, egress, inside, namespaces, naming, overlay, readback, resolver, rules, sysctl
+from insula.network.linux import (
+    calls,
+    egress,
+    inside,
+    namespaces,
+    naming,
+    overlay,
+    points,
+    readback,
+    resolver,
+    rules,
+    sysctl,
+)
 from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion, is_gone
 from insula.network.linux.guarantees.shaper import Shaper
+from insula.network.linux.guests import GuestServer
 from insula.network.linux.naming import Naming
 from insula.network.linux.neighbours import enlarge_tables
 from insula.network.linux.state import addresses, gateways
@@ -80,6 +91,7 @@ class LinuxFabric:
         self._host: Rtnl | None = None
         self._host_nft: Nft | None = None
         self._injector: Injector | None = None
+        self._guests = GuestServer()
 
     # -- the host ------------------------------------------------------------------------------------------------
 
@@ -116,6 +128,7 @@ class LinuxFabric:
             closing, self._tenants = list(self._tenants.values()), {}
         for namespace in closing:
             namespace.close()
+        self._guests.close()
         if self._host and self._host_nft:
             self._host.close()
             self._host_nft.close()
@@ -295,7 +308,7 @@ class LinuxFabric:
             netns = namespaces.open_named(self.naming.namespace(tenant.name))
             if netns is None:
                 raise _no_namespace(tenant)
-            namespace = TenantNamespace(self.naming, tenant, netns, self._injector, self._procfs)
+            namespace = TenantNamespace(self.naming, tenant, netns, self._injector, self._procfs, self._guests)
             self._tenants[tenant.name] = namespace
             return namespace
 
@@ -395,21 +408,7 @@ class LinuxFabric:
     @about_tenant
     def probe_points(self, tenant: Tenant, networks: Sequence[Network], ports: Sequence[Port]) -> ProbePoints:
         """Return the tenant's namespace, and the host's ends of its ports and of its uplink."""
-        namespace, by_name = self._tenant(tenant), {network.name: network for network in networks}
-        (host, _), (host6, _) = self.naming.addresses(tenant.index)
-        versions = 2 if self._ipv6 else 1
-        stations = tuple(_station(namespace, by_name[port.network], port) for port in ports)
-        router = RouterPoints(
-            tenant=tenant.name,
-            netns=os.dup(namespace.netns),
-            gateways=tuple(gateway for network in networks for gateway in endpoints.of_gateway(network)),
-            hosts=tuple(endpoints.Endpoint("host", tenant.name, 0, "host", a) for a in (host, host6)[:versions]),
-            outsides=tuple(endpoints.outside(tenant.name)[:versions]),
-            inside=(naming.UPLINK, *(naming.bridge(network.index) for network in networks)),
-            device=self.naming.uplink(tenant.index),
-            mac=uplink_mac(tenant.index, host=False),
-        )
-        return ProbePoints(router, stations)
+        return points.of_tenant(self._tenant(tenant), networks, ports, ipv6=self._ipv6)
 
     @about_host
     def strange_devices(self, ports: Mapping[int, int], owners: Sequence[Port]) -> list[str]:
@@ -461,21 +460,6 @@ class LinuxFabric:
         self._release()
         self._resolver.close()
         shutil.rmtree(self._run, ignore_errors=True)
-
-
-def _station(namespace: TenantNamespace, network: Network, port: Port) -> Station:
-    """Return a port's probe point, after a pending change of its carrier has been processed."""
-    device = naming.port(port.index)
-    with contextlib.suppress(OSError):  # the device is missing, which `installed` reports
-        namespace.rtnl.sync_carrier(device)
-    return Station(
-        endpoints=tuple(endpoints.of_port(port, network)),
-        gateways=(network.gateway, *([network.gateway6] if network.gateway6 else [])),
-        subnets=(network.subnet, *([network.subnet6] if network.subnet6 else [])),
-        device=device,
-        index=naming.port_index(port.index),
-        mac=port.mac,
-    )
 
 
 def _require_bridge_filter() -> None:

@@ -42,6 +42,7 @@ from insula.network.packets import DSCP
 CONNECTIONS: Final = 16384  # of a tenant to the outside: all tenants share the host's table of connections
 CONNECTIONS_EACH: Final = 8192  # of an address of an instance to anywhere: the tenant has one table of connections
 DNS_QUERIES: Final = 2000  # a second over UDP to the tenant's resolver, which uses the host's processors
+ASKS: Final = 10  # messages of a port a second to the DHCP servers, and router solicitations
 DNS_CONNECTIONS: Final = 50  # a second over TCP: the resolver forks a process for each
 
 Elements = Mapping[str, Iterable[tuple[str, ...]]]
@@ -62,6 +63,7 @@ table bridge {table} {{
     set ndp {{ typeof iifname . ether saddr . @th,64,128; }}
     set sent {{ typeof iifname; counter; }}
     set received {{ typeof oifname; counter; }}
+    set asking {{ typeof iifname; size 65535; flags dynamic,timeout; timeout 10s; }}
 
     chain prerouting {{
         type filter hook prerouting priority -200; policy drop;
@@ -80,6 +82,8 @@ table bridge {table} {{
     chain from_ipv4 {{
         udp sport 67 drop comment "DHCP server"
         ip protocol igmp drop
+        udp dport 67 jump asks
+        ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 goto counted comment "DHCP client"
         iifname . ether saddr . ip saddr @ipv4 goto counted
         drop
     }}
@@ -98,10 +102,16 @@ table bridge {table} {{
         icmpv6 type {{ nd-router-advert, nd-redirect }} drop
         icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report }} drop
         udp sport 547 drop comment "DHCPv6 server"
+        udp dport 547 jump asks
+        icmpv6 type nd-router-solicit jump asks
+        ip6 saddr :: ip6 daddr ff02::2 icmpv6 type nd-router-solicit goto counted
         icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @ndp drop
         iifname . ether saddr . ip6 saddr @ipv6 goto counted
         ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . ether saddr . @th,64,128 @ndp goto counted comment "DAD"
         drop
+    }}
+    chain asks {{
+        update @asking {{ iifname limit rate over {asks}/second burst {asks} packets }} drop
     }}
     chain counted {{
         iifname @sent accept
@@ -139,7 +149,8 @@ table inet {table} {{
         iifname "lo" accept
         iifname @bridges udp dport 53 limit rate over {queries}/second burst {queries} packets drop
         ct state established,related accept
-        iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
+        iifname @bridges udp sport . udp dport {{ 68 . 67, 546 . 547 }} accept comment "guests: see guests.py"
         iifname . ip daddr @gateways4 goto services
         iifname . ip6 daddr @gateways6 goto services
         icmp type echo-request iifname . ip daddr @routed4 accept comment "gateways beyond a router"
@@ -276,6 +287,7 @@ def tenant_rules(table: str) -> str:
         each=CONNECTIONS_EACH,
         queries=DNS_QUERIES,
         connects=DNS_CONNECTIONS,
+        asks=ASKS,
         protocols6=PROTOCOLS6,
         errors=_ERRORS,
     )

@@ -27,6 +27,7 @@ from insula.network.intent import RemotePort, TenantIntent
 from insula.network.linux import interfaces, naming, neighbours, overlay, routing, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.epoch import Epoch
+from insula.network.linux.guests import GuestServer
 from insula.network.linux.interfaces import addresses_of
 from insula.network.linux.naming import Naming
 from insula.network.linux.state import InstalledState, addresses
@@ -42,7 +43,13 @@ class TenantNamespace:
     """The namespace of one tenant, used by one thread at a time. Methods raise `Failed` with the kernel's error."""
 
     def __init__(
-        self, names: Naming, tenant: Tenant, netns: int, injector: Injector | None, procfs: sysctl.Procfs
+        self,
+        names: Naming,
+        tenant: Tenant,
+        netns: int,
+        injector: Injector | None,
+        procfs: sysctl.Procfs,
+        guests: GuestServer,
     ) -> None:
         self.naming = names
         self.tenant = tenant
@@ -62,11 +69,14 @@ class TenantNamespace:
         self._remotes: set[tuple[str, str]] = set()  # (network, MAC address) of ports on other hosts
         self._injector = injector
         self._procfs = procfs
+        self._server = guests
+        self._guests = guests.serve(self.netns)
 
     def close(self) -> None:
         with self._deleting:
             self._closed = True
             self._slow_rtnl.close()
+        self._server.forget(self._guests)
         self.rtnl.close()
         self.nft.close()
         self._nftables.close()
@@ -159,6 +169,7 @@ class TenantNamespace:
                 del networks[network.name]
         if made:  # the ports of a new bridge have to be attached again
             now = state.read(self.netns, self.rtnl, self._nftables, self.naming.prefix)
+        self._guests.set(networks.values(), intent.routers, intent.ports)
         plugged = [port for port in intent.ports if port.network in networks and self._is_plugged(port, now)]
         for port in plugged:
             with recording(errors, f"port {port.instance}"):
@@ -291,6 +302,7 @@ class TenantNamespace:
                     self.rtnl.sync_carrier(naming.port(port.index))
                     inside.sync_carrier(port.interface)
                     self._announce(port)
+                    self._guests.add(network, port)
                 undo.pop_all()
             finally:
                 inside.close()
@@ -312,6 +324,7 @@ class TenantNamespace:
 
     def unplug(self, network: Network, port: Port) -> None:
         """Remove the port's set elements, and mark its device, which `delete_marked` deletes with its other end."""
+        self._guests.remove(port)
         bridge, moved = naming.bridge_index(network.index), (network.name, port.mac) in self._remotes
         self._epoch.transact(*rules.delete(self.naming.prefix, rules.of_port(port)))
         group, self._unplugged = group_of(self._unplugged), self._unplugged + 1
