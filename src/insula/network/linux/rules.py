@@ -23,18 +23,17 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from ipaddress import IPv6Address
-from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from types import MappingProxyType
 from typing import Final
 
 from insula.kernel.netlink import Request
-from insula.kernel.netlink.nftables import IFNAME, add_elements, delete_elements
+from insula.kernel.netlink.nftables import add_elements, delete_elements
 from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
 from insula.network.intent import RemotePort
-from insula.network.linux import naming
+from insula.network.linux import keys, naming
 from insula.network.linux.naming import Naming
 from insula.network.linux.underlay import Underlay, chains
 from insula.network.packets import DSCP
@@ -379,8 +378,7 @@ _TYPES: Final = {
     "inet egress_sent": "v",
     "inet egress_received": "v",
 }
-"""The types of an element's parts: device, MAC address, IPv4 and IPv6 address, 16 bytes in hexadecimal, and version of
-IP."""
+"""The types of an element's parts, as in `keys`."""
 SETS: Final = tuple(_TYPES)
 """All sets, by "family set"."""
 COUNTED: Final = ("bridge sent", "bridge received")
@@ -443,8 +441,8 @@ def change(table: str, added: Keys, deleted: Keys) -> list[Request]:
     """Return requests that add and delete keys. What is deleted is added first: a missing key would be an error."""
     requests: list[Request] = []
     incarnation = os.urandom(8).hex()
-    for keys in (added, deleted):
-        for name, some in keys.items():
+    for changes in (added, deleted):
+        for name, some in changes.items():
             requests += add_elements(*_of(name, table), some, incarnation if name in COUNTERS else "")
     for name, some in deleted.items():
         requests += delete_elements(*_of(name, table), some)
@@ -462,41 +460,9 @@ def _keys(elements: Elements) -> Keys:
 
 def key(name: str, element: tuple[str, ...]) -> bytes:
     """Convert an element of the set `name` to the kernel's key (`kernel.netlink.nftables`)."""
-    return b"".join(_packed(kind, part) for kind, part in zip(_TYPES[name], element, strict=True))
+    return keys.packed(_TYPES[name], element)
 
 
 def element(name: str, packed: bytes) -> tuple[str, ...]:
     """Convert a key of the set `name` to an element."""
-    found, at = [], 0
-    for kind in _TYPES[name]:
-        found.append(_text(kind, packed[at : at + _LENGTHS[kind]]))
-        at += _LENGTHS[kind]
-    return tuple(found)
-
-
-_LENGTHS: Final = {"d": IFNAME, "m": 8, "4": 4, "6": 16, "h": 16, "v": 1}
-_VERSIONS: Final = {"ipv4": b"\2"}  # NFPROTO_IPV4
-
-
-def _packed(kind: str, part: str) -> bytes:
-    if kind == "d":
-        return part.encode().ljust(IFNAME, b"\0")
-    if kind == "m":
-        return bytes.fromhex(part.replace(":", "")) + b"\0\0"
-    if kind == "h":
-        return int(part, 16).to_bytes(16, "big")
-    if kind == "v":
-        return _VERSIONS[part]
-    return inet_pton(AF_INET if kind == "4" else AF_INET6, part)
-
-
-def _text(kind: str, packed: bytes) -> str:
-    if kind == "d":
-        return packed.rstrip(b"\0").decode(errors="replace")
-    if kind == "m":
-        return packed[:6].hex(":")
-    if kind == "h":
-        return f"0x{packed.hex()}"
-    if kind == "v":
-        return next((name for name, value in _VERSIONS.items() if value == packed), packed.hex())
-    return inet_ntop(AF_INET if kind == "4" else AF_INET6, packed)
+    return keys.unpacked(_TYPES[name], packed)
