@@ -89,6 +89,15 @@ class ConntrackSocket(NetlinkSocket):
         found = (_parse(body) for body in self.dump(_GET, _request(match)))
         return [each for each in found if each is not None and match.matches(each)]
 
+    def pairs(self, version: int) -> set[tuple[str, str]]:
+        """Return source and destination of all entries of an IP version, as first packets had them. NetlinkError."""
+        found = set()
+        for body in self.dump(_GET, _header(version)):
+            parts = attributes.parse(attributes.parse(body[4:]).get(_ORIGINAL, b""))
+            addresses = attributes.parse(parts.get(_TUPLE_IP, b""))
+            found.add(tuple(addresses.get(kind, b"") for kind in _ADDRESSES[version]))
+        return {(str(ip_address(one)), str(ip_address(other))) for one, other in found if one and other}
+
     def delete(self, matches: Iterable[Match]) -> int:
         """Delete the entries that match one of the conditions; returns how many there were. NetlinkError."""
         gone = {each.handle: match.version for match in matches for each in self.connections(match)}

@@ -36,13 +36,14 @@ FIRST_GENERATION: Final = 1
 """The generation of a network namespace whose rules were never changed."""
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _ELEMENT, _KEY, _DATA, _VALUE = 1, 1, 2, 1
-_USER_DATA, _EXPRESSION, _EXPRESSIONS = 6, 7, 11  # of an element
+_TIMEOUT, _EXPIRATION, _USER_DATA, _EXPRESSION, _EXPRESSIONS = 4, 5, 6, 7, 11  # of an element
 _EXPRESSION_DATA = 2
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT of libnftnl
 _GENERATION, _SET_ID = 1, 10
 _APPEND: Final = 0x800
 _TOGETHER: Final = 512  # keys in one message: an attribute has at most 64 KiB
+_FEWER: Final = 128  # of those with comments
 _BUFFER: Final = 1 << 16
 _RECORDED: Final = (
     # in the order of their creation: (list, create, attributes that are copied); the others are the kernel's own
@@ -59,6 +60,14 @@ class ElementCounter(NamedTuple):
     comment: str
     bytes: int
     packets: int
+
+
+class TimedElement(NamedTuple):
+    """An element that the kernel removes by itself after some time."""
+
+    key: bytes
+    milliseconds: int
+    comment: str
 
 
 class NftablesSocket(NetlinkSocket):
@@ -123,6 +132,16 @@ class NftablesSocket(NetlinkSocket):
             raise
         return dict(_counters(body)).get(key)
 
+    def timed(self, family: str, table: str, name: str) -> list[TimedElement]:
+        """Return the elements of a set with timeouts, with the time left; none if it is missing. NetlinkError."""
+        try:
+            answers = self.dump(_GETSETELEM, _set(family, table, name))
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise
+        return [element for body in answers for element in _timed(body)]
+
     def recorded(self) -> Sequence[Request]:
         """Return requests that make the namespace's tables in another one: sets, chains and rules, without elements."""
         return [
@@ -176,6 +195,35 @@ def delete_elements(family: str, table: str, name: str, keys: Iterable[bytes]) -
     return _elements(f"delete elements of set {name}", _DELSETELEM, 0, _set(family, table, name), keys)
 
 
+def refresh_elements(family: str, table: str, name: str, elements: Iterable[TimedElement]) -> Iterator[Request]:
+    """Yield requests that add elements, or give those that exist a new timeout and comment.
+
+    Before Linux 6.12 the timeout of an existing element can't be changed. So each is added, which changes nothing if it
+    exists, deleted, and added again. In a transaction, packets see the old element until they see the new one.
+    """
+    left, head = iter(elements), _set(family, table, name)
+    while some := list(islice(left, _FEWER)):
+        keys, packed = _listed([element.key for element in some], ""), b"".join(map(_packed_timed, some))
+        yield Request(f"add elements to set {name}", _NEWSETELEM, CREATE, head + keys)
+        yield Request(f"delete elements of set {name}", _DELSETELEM, 0, head + keys)
+        body = head + attributes.attributes((_ELEMENTS | NESTED, packed))
+        yield Request(f"add elements to set {name}", _NEWSETELEM, CREATE, body)
+
+
+def _packed_timed(element: TimedElement) -> bytes:
+    timeout = attributes.attributes((_TIMEOUT, struct.pack("!Q", element.milliseconds)))
+    return _element(element.key, timeout + _user_data(element.comment))
+
+
+def _timed(body: bytes) -> Iterator[TimedElement]:
+    """Yield the elements in a reply."""
+    for _, packed in attributes.pairs(attributes.parse(body[4:]).get(_ELEMENTS, b"")):
+        element = attributes.parse(packed)
+        left = int.from_bytes(element.get(_EXPIRATION, b""), "big")
+        comment = attributes.string(element.get(_USER_DATA, b"")[2:])
+        yield TimedElement(attributes.parse(element[_KEY])[_VALUE], left, comment)
+
+
 def _elements(
     what: str, type_: int, flags: int, head: bytes, keys: Iterable[bytes], comment: str = ""
 ) -> Iterator[Request]:
@@ -186,9 +234,13 @@ def _elements(
 
 def _listed(keys: Iterable[bytes], comment: str) -> bytes:
     """Return the attribute with elements that have these keys. The comment is encoded as nft(8) does."""
-    text = attributes.text(comment)
-    data = attributes.attributes((_USER_DATA, bytes((_COMMENT, len(text))) + text)) if comment else b""
+    data = _user_data(comment)
     return attributes.attributes((_ELEMENTS | NESTED, b"".join([_element(key, data) for key in keys])))
+
+
+def _user_data(comment: str) -> bytes:
+    text = attributes.text(comment)
+    return attributes.attributes((_USER_DATA, bytes((_COMMENT, len(text))) + text)) if comment else b""
 
 
 def _element(key: bytes, data: bytes) -> bytes:

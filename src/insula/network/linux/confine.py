@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from typing import Final
 
 DEVICES: Final = ("/dev/null", "/dev/urandom")
-_KEPT: Final = ("NET_BIND_SERVICE",)
+KEPT: Final = ("NET_BIND_SERVICE",)
 _NEW_ROOT: Final = "/proc"  # mount point of the new root: exists on every host, and is not needed here
-_RLIMITS: Final = (  # resource (getrlimit(2)) and limit
+LIMITS: Final = (  # resource (getrlimit(2)) and limit
     (1, 0),  # RLIMIT_FSIZE: it writes no files
     (4, 0),  # RLIMIT_CORE
     (6, 1024),  # RLIMIT_NPROC, of its user
@@ -129,8 +129,8 @@ def main() -> None:
         for number in filter(None, numbers.split(",")):
             os.write(int(number), b"0")
         calls = os.pread(int(compiled), os.fstat(int(compiled)).st_size, 0)
-        _enter_root(readable)
-        _drop_privileges(int(user))
+        enter_root(readable)
+        drop_privileges(int(user))
         syscalls.close_range(3, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
         os.set_inheritable(int(lock), True)
         seccomp_load.load(calls)
@@ -140,7 +140,7 @@ def main() -> None:
         os._exit(1)
 
 
-def _enter_root(readable: Sequence[str]) -> None:
+def enter_root(readable: Sequence[str]) -> None:
     """Make a root with only these paths and `DEVICES`, and enter it with pivot_root(2)."""
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount(
@@ -164,16 +164,22 @@ def _enter_root(readable: Sequence[str]) -> None:
     os.chdir("/")
 
 
-def _drop_privileges(user: int) -> None:
-    """Set resource limits, change to a user and group, keep one capability, and set no_new_privs."""
-    for kind, most in _RLIMITS:
+def drop_privileges(
+    user: int, kept: Sequence[str] = KEPT, limits: Sequence[tuple[int, int]] = LIMITS, group: int | None = None
+) -> None:
+    """Set resource limits, change to a user and group, keep these capabilities, and set no_new_privs.
+
+    The group has the number of the user unless another is given.
+    """
+    for kind, most in limits:
         _, hard = syscalls.prlimit(kind)
         syscalls.prlimit(kind, (min(most, hard), min(most, hard)))
-    kept = capabilities.to_mask(_KEPT)
-    rights = capabilities.Capabilities(kept, kept, kept, kept, kept)
+    mask = capabilities.to_mask(kept)
+    rights = capabilities.Capabilities(mask, mask, mask, mask, mask)
+    group = user if group is None else group
     os.setgroups([])
     capabilities.before_setuid(rights)
-    os.setresgid(user, user, user)
+    os.setresgid(group, group, group)
     os.setresuid(user, user, user)
     capabilities.after_setuid(rights)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
