@@ -47,7 +47,7 @@ def seen(cloud: Lab, tenant: str) -> Seen:
             place = line.strip() if line.strip().startswith("table") else place
             found[f"rule {number} in {place}"] = line
         for table, name, elements in _sets(listed):
-            for element in () if name.startswith("connections") else elements:
+            for element in () if name.startswith(("connections", "queries", "storms")) else elements:
                 found[f"element {element} in {table} {name}"] = element
         return found
 

@@ -42,7 +42,7 @@ class Built:
                     policies=has.policies,
                     groups=[msgspec.structs.replace(GROUP, tenant=tenant)],
                     labels={name: instance.labels for name, instance in has.instances.items()},
-                )
+                ),
             }
 
 

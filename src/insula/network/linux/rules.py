@@ -40,6 +40,9 @@ from insula.network.packets import DSCP
 
 CONNECTIONS: Final = 16384  # of a tenant to the outside: all tenants share the host's table of connections
 CONNECTIONS_EACH: Final = 8192  # of an address of an instance to anywhere: the tenant has one table of connections
+GROUP_FRAMES: Final = 100  # a second from a port to broadcast and multicast addresses: each goes to all ports
+GROUP_BURST: Final = 2000  # of these at once: an instance may look for all others of its network
+DNS_QUERIES_EACH: Final = 500  # a second over UDP from one address
 DNS_QUERIES: Final = 2000  # a second over UDP to the tenant's resolver, which uses the host's processors
 ASKS: Final = 10  # messages of a port a second to the DHCP servers, and router solicitations
 DNS_CONNECTIONS: Final = 50  # a second over TCP: the resolver forks a process for each
@@ -63,10 +66,12 @@ table bridge {table} {{
     set sent {{ typeof iifname; counter; }}
     set received {{ typeof oifname; counter; }}
     set asking {{ typeof iifname; size 65535; flags dynamic,timeout; timeout 10s; }}
+    set storms {{ typeof iifname; size 65535; flags dynamic,timeout; timeout 1m; }}
 
     chain prerouting {{
         type filter hook prerouting priority -200; policy drop;
         iifname . ether saddr != @macs drop
+        meta pkttype {{ broadcast, multicast }} update @storms {{ iifname {groups} }} drop
         ether type arp goto from_arp
         ether type ip goto from_ipv4
         ether type ip6 goto from_ipv6
@@ -128,6 +133,8 @@ table inet {table} {{
     map epoch {{ type nf_proto : mark; }}
     set connections4 {{ type ipv4_addr; size 65535; flags dynamic; }}
     set connections6 {{ type ipv6_addr; size 65535; flags dynamic; }}
+    set queries4 {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
+    set queries6 {{ type ipv6_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set gateways4 {{ typeof iifname . ip daddr; }}
     set gateways6 {{ typeof iifname . ip6 daddr; }}
     set routed4 {{ typeof iifname . ip daddr; }}
@@ -146,6 +153,8 @@ table inet {table} {{
     chain input {{
         type filter hook input priority 0; policy drop;
         iifname "lo" accept
+        iifname @bridges udp dport 53 update @queries4 {{ ip saddr {asked} }} drop
+        iifname @bridges udp dport 53 update @queries6 {{ ip6 saddr {asked} }} drop
         iifname @bridges udp dport 53 limit rate over {queries}/second burst {queries} packets drop
         ct state established,related accept
         iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
@@ -284,6 +293,8 @@ def tenant_rules(table: str) -> str:
         metadata4=", ".join(METADATA4),
         connections=CONNECTIONS,
         each=CONNECTIONS_EACH,
+        groups=f"limit rate over {GROUP_FRAMES}/second burst {GROUP_BURST} packets",
+        asked=f"limit rate over {DNS_QUERIES_EACH}/second burst {DNS_QUERIES_EACH} packets",
         queries=DNS_QUERIES,
         connects=DNS_CONNECTIONS,
         asks=ASKS,

@@ -1,0 +1,92 @@
+"""Instances that send without end: the others of their network, and other tenants, hear little of it.
+
+What is asserted is what arrives, by number: times of a busy machine say nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from insula.network.linux import rules
+from tests.support.frames import BROADCAST, arp, ethernet, udp
+from tests.support.lab import Instance, isolated, query, two_tenants
+
+ARP, IP, IPV6 = 0x0806, 0x0800, 0x86DD
+FRAMES = 20_000
+_RECEIVED = 1 << 24  # bytes of a sniffer's buffer, so that nothing is lost there
+
+
+def received(sniffer: socket.socket, mark: bytes) -> int:
+    """How many frames with this mark have come to a packet socket."""
+    sniffer.settimeout(0.3)
+    count = 0
+    with contextlib.suppress(TimeoutError):
+        while True:
+            frame, (_, _, kind, *_) = sniffer.recvfrom(65536)
+            count += kind != socket.PACKET_OUTGOING and mark in frame
+    return count
+
+
+def flood(sender: Instance, frame: bytes) -> None:
+    with sender.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind(("eth0", 0))
+        for _ in range(FRAMES):
+            with contextlib.suppress(OSError):  # its own queue is full
+                sock.send(frame)
+
+
+STORMS: dict[str, Callable[[str, str, bytes], bytes]] = {
+    "ARP": lambda a, b, mark: ethernet(
+        BROADCAST, a, ARP, arp(1, a, "10.0.0.2", "00:00:00:00:00:00", "10.0.0.9") + mark
+    ),
+    "broadcast": lambda a, b, mark: ethernet(BROADCAST, a, IP, udp("10.0.0.2", "10.0.0.255", mark)),
+    "multicast": lambda a, b, mark: ethernet("01:00:5e:00:00:fb", a, IP, udp("10.0.0.2", "224.0.0.251", mark)),
+    "multicast of IPv6": lambda a, b, mark: ethernet("33:33:00:00:00:fb", a, IPV6, udp("fd00::2", "ff02::fb", mark)),
+}
+
+
+@isolated
+@pytest.mark.parametrize("kind", STORMS)
+def test_a_storm_of_frames_to_everybody_stays_at_the_port(kind: str) -> None:
+    with two_tenants() as cloud:
+        web, db = cloud.instances["acme", "web"], cloud.instances["acme", "db"]
+        third = cloud.instance("acme", "third")
+        sniffer, mark = db.sniffer().socket, os.urandom(8)
+        sniffer.setsockopt(socket.SOL_SOCKET, 33, _RECEIVED)  # SO_RCVBUFFORCE
+        frame = STORMS[kind](web.port.mac, db.port.mac, mark)
+        web.send_frame(frame)
+        assert received(sniffer, mark) == 1, "the control: one arrives"
+        flood(web, frame)
+        assert rules.GROUP_BURST / 2 < received(sniffer, mark) < FRAMES / 2
+        assert web.pings("10.0.0.3") and third.pings("10.0.0.3") and third.pings("fd00::3"), "others may still ask"
+        assert third.pings("10.0.0.2")
+
+
+@isolated
+def test_frames_to_one_instance_are_no_storm() -> None:
+    with two_tenants() as cloud:
+        web, db = cloud.instances["acme", "web"], cloud.instances["acme", "db"]
+        sniffer, mark = db.sniffer().socket, os.urandom(8)
+        sniffer.setsockopt(socket.SOL_SOCKET, 33, _RECEIVED)
+        flood(web, ethernet(db.port.mac, web.port.mac, IP, udp("10.0.0.2", "10.0.0.3", mark)))
+        assert received(sniffer, mark) > FRAMES * 0.9
+
+
+@isolated
+@pytest.mark.parametrize("gateway", ["10.0.0.1", "fd00::1"])
+def test_one_instance_can_not_use_up_the_queries_of_its_tenant(gateway: str) -> None:
+    with two_tenants() as cloud:
+        web, db = cloud.instances["acme", "web"], cloud.instances["acme", "db"]
+        assert query(web.netns, gateway, "db.acme") is not None
+        family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
+        with web.socket(family, socket.SOCK_DGRAM) as sock:
+            garbage = struct.pack("!HHHHHH", 1, 0, 0, 0, 0, 0)
+            for _ in range(5 * rules.DNS_QUERIES_EACH):
+                sock.sendto(garbage, (gateway, 53))
+            assert query(db.netns, gateway, "web.acme") is not None, "its neighbour asks as before"
