@@ -37,6 +37,11 @@ def of_port(port: Port, network: Network) -> list[Endpoint]:
     return [Endpoint("instance", port.tenant, network.index, port.instance, address) for address in found if address]
 
 
+def port_name(port: Port) -> str:
+    """Return the name of a port: its instance's, with the interface if it is not the first."""
+    return port.instance if port.interface == "eth0" else f"{port.instance}:{port.interface}"
+
+
 def of_gateway(network: Network) -> list[Endpoint]:
     """Return the endpoints of the tenant's router on a network."""
     found = [network.gateway, network.gateway6]

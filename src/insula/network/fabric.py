@@ -9,7 +9,7 @@ one after another. They raise Unavailable before `open` and after `close` or `te
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,6 +18,8 @@ from insula.model.objects import Network, NetworkStatus, Port, Struct, Tenant
 from insula.model.routers import Router, RouterStatus
 from insula.network.endpoints import Endpoint
 from insula.network.intent import TenantIntent
+from insula.network.interpreter.interpretation import Interpretation
+from insula.network.interpreter.space import Boundaries
 
 
 class NetnsNic(NamedTuple):
@@ -247,6 +249,19 @@ class Fabric(Protocol):
 
         `ports` has descriptors of the instances' namespaces by the index of the port, `owners` the ports.
         """
+
+    def interpret(
+        self, tenant: Tenant, intent: TenantIntent, running: Collection[int], cuts: Mapping[int, Boundaries]
+    ) -> Interpretation:
+        """Read the installed state of a tenant, and compute whom it lets reach whom, for all packets at once.
+
+        `running` are the indices of the ports that are plugged, `cuts` boundaries by version of IP that the result has
+        to tell apart, too. The same object as the last time is returned if nothing has changed. NotFound if the tenant
+        has no namespace.
+        """
+
+    def interpret_host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
+        """The same for the host between tenants: `inside` are runs from tenants, `above` those from others."""
 
     def host_drift(self) -> list[str]:
         """Return differences of the host's namespace from the state that the fabric installs there, as text."""

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.model.routers import Router, RouterStatus
 from insula.network.fabric import Installed, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
 from insula.network.intent import TenantIntent
+from insula.network.interpreter.interpretation import Interpretation
+from insula.network.interpreter.space import Boundaries
 from insula.network.linux import (
     calls,
     egress,
@@ -40,6 +42,7 @@ from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion, is_gone
 from insula.network.linux.guarantees.shaper import Shaper
 from insula.network.linux.guests import GuestServer
+from insula.network.linux.interpreter.interpreters import Interpreters
 from insula.network.linux.naming import Naming
 from insula.network.linux.neighbours import enlarge_tables
 from insula.network.linux.state import addresses, gateways
@@ -85,6 +88,7 @@ class LinuxFabric:
         self._tenants: dict[str, TenantNamespace] = {}
         self.shaper = Shaper(self.naming)
         self._deletion = DeferredDeletion()
+        self._interpreters = Interpreters(self.naming, ipv6=os.path.exists("/proc/sys/net/ipv6"))
         self._calls = Calls()
         self._lock = threading.Lock()  # for `_tenants`
         self._ipv6 = os.path.exists("/proc/sys/net/ipv6")
@@ -107,6 +111,7 @@ class LinuxFabric:
             (self._run / "directory").touch()
         if self._host is None:
             self._host, self._host_nft = Rtnl(), Nft()
+            self._interpreters.open(self._host)
             with contextlib.suppress(OSError):  # a kernel without bpf(2): address changes are not announced
                 self._injector = Injector()
         self._ensure_host()
@@ -130,6 +135,7 @@ class LinuxFabric:
             namespace.close()
         self._guests.close()
         if self._host and self._host_nft:
+            self._interpreters.close()
             self._host.close()
             self._host_nft.close()
         if self._injector:
@@ -394,6 +400,18 @@ class LinuxFabric:
         if not self._resolver.running(tenant, namespace.netns, self._upstream(tenant)):
             found.drift.append("the resolver does not run")
         return found
+
+    @about_tenant
+    def interpret(
+        self, tenant: Tenant, intent: TenantIntent, running: Collection[int], cuts: Mapping[int, Boundaries]
+    ) -> Interpretation:
+        """Read the tenant's namespace, and compute whom it lets reach whom."""
+        return self._interpreters.tenant(self._tenant(tenant), intent, running, cuts)
+
+    @about_host
+    def interpret_host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
+        """Read the host's namespace, and compute what it forwards from and to tenants."""
+        return self._interpreters.host(tenants, cuts)
 
     @about_tenant
     def traffic(self, tenant: Tenant, ports: Sequence[Port]) -> dict[int, Traffic]:

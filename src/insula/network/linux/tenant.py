@@ -29,6 +29,7 @@ from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.guests import GuestServer
 from insula.network.linux.interfaces import addresses_of
+from insula.network.linux.interpreter.stack import StackReader
 from insula.network.linux.naming import Naming
 from insula.network.linux.state import InstalledState, addresses
 from insula.network.linux.underlay import Members
@@ -58,6 +59,7 @@ class TenantNamespace:
         # the last socket is for slow requests, which would block users of the first
         self.rtnl, self.nft, self._nftables, self._slow_rtnl = handles
         self._epoch = Epoch(self._nftables, names.prefix)
+        self.stack = StackReader(self.rtnl, self._nftables)
         self._deleting = threading.Lock()
         self._closed = False
         self._networks: set[int] = set()  # of all intents so far

@@ -1,0 +1,143 @@
+"""Find the boundaries of a program: the numbers at which its rules treat addresses, ports and types differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from insula.network.interpreter.fields import ETHERTYPE, HeaderFields
+from insula.network.interpreter.program import (
+    Attribute,
+    Comparison,
+    Load,
+    Lookup,
+    Masked,
+    Program,
+    Slice,
+    Term,
+)
+from insula.network.interpreter.space import ICMP, ICMPV6, TCP, UDP, Boundaries, NumberRange
+
+_PORTS: Final = {
+    "sport": "source",
+    "dport": "target",
+    "ct original proto-src": "source",
+    "ct reply proto-dst": "source",
+    "ct original proto-dst": "target",
+    "ct reply proto-src": "target",
+}
+_ADDRESSES: Final = frozenset(
+    ("saddr", "daddr", "ct original saddr", "ct original daddr", "ct reply saddr", "ct reply daddr")
+)
+
+
+def collect(program: Program, fields: HeaderFields, into: Boundaries) -> None:
+    """Add all boundaries of a program. A missing one makes results coarser, and never wrong."""
+    for table in program.tables:
+        for chain in table.chains.values():
+            for rule in chain.rules:
+                protocols: Iterable[int] = ()
+                for step in rule.steps:
+                    if isinstance(step, Comparison):
+                        if _excludes(step, into.version):
+                            break
+                        protocols = _protocols(step) or protocols
+                        _add(step.term, step.range, fields, into, protocols)
+                    elif isinstance(step, Lookup) and step.set in table.sets and not table.sets[step.set].changes:
+                        lengths = tuple(term.length for term in step.terms)
+                        wanted = [n for n, term in enumerate(step.terms) if _named(term, fields) is not None]
+                        for entry in table.sets[step.set].entries(lengths) if wanted else ():
+                            named = _protocol_in(step, entry.keys)
+                            for number in wanted:
+                                _add(step.terms[number], entry.keys[number], fields, into, named or protocols)
+
+
+def _excludes(step: Comparison, version: int) -> bool:
+    """Whether a rule that has this condition is about packets of another version of IP, or ARP."""
+    wanted = {
+        Attribute("nfproto", 1): {4: 2, 6: 10}[version],
+        Attribute("ethertype", 2): ETHERTYPE[version],
+        Load("link", 12, 2): ETHERTYPE[version],
+    }.get(step.term)
+    return wanted is not None and not step.negated and not step.range.low <= wanted <= step.range.high
+
+
+def _protocols(step: Comparison) -> tuple[int, ...]:
+    """Return the protocol that a comparison restricts a rule to."""
+    if step.term in _PROTOCOL and not step.negated and step.range.low == step.range.high:
+        return (step.range.low,)
+    return ()
+
+
+_PROTOCOL: Final = (Attribute("l4proto", 1), Load("network", 9, 1), Load("network", 6, 1))
+
+
+def _protocol_in(step: Lookup, keys: Iterable[NumberRange]) -> tuple[int, ...]:
+    found = [key.low for term, key in zip(step.terms, keys, strict=True) if term in _PROTOCOL and key.low == key.high]
+    return tuple(found)
+
+
+def _named(term: Term, fields: HeaderFields) -> tuple[str, int, int, int] | None:
+    """Return the field that a term is of: its name, its length, the beginning and the length of the part."""
+    if isinstance(term, Attribute):
+        return term.name, term.length, 0, term.length
+    if isinstance(term, Slice):
+        inner = _named(term.of, fields)
+        return None if inner is None else (inner[0], inner[1], inner[2] + term.start, term.length)
+    if isinstance(term, Masked):
+        return _named(term.of, fields)
+    if isinstance(term, Load):
+        if term.base == "transport":
+            at = {(0, 2): "sport", (2, 2): "dport", (0, 1): "type", (1, 1): "code"}.get((term.offset, term.length))
+            return None if at is None else (at, term.length, 0, term.length)
+        if where := fields.field_of(term):
+            name, offset, length = where
+            return name, length, term.offset - offset, term.length
+    return None
+
+
+def _add(term: Term, range_: NumberRange, fields: HeaderFields, into: Boundaries, protocols: Iterable[int]) -> None:
+    for part, value in _pieces(term, range_, fields):
+        if (named := _named(part, fields)) is None:
+            continue
+        name, length, start, size = named
+        if start:  # lower bytes alone: not a range
+            continue
+        after = 8 * (length - size)
+        hole = _hole(part)
+        low, high = value.low << after, (value.high | hole) << after | (1 << after) - 1
+        _cut(name, length, low, high, into, tuple(protocols))
+
+
+def _pieces(term: Term, range_: NumberRange, fields: HeaderFields) -> Iterator[tuple[Term, NumberRange]]:
+    pieces = fields.pieces(term)
+    if not pieces:
+        yield term, range_
+    for load, offset in pieces:
+        after = 8 * (term.length - offset - load.length)
+        value = range_.low >> after & (1 << 8 * load.length) - 1
+        yield load, NumberRange(value, value)
+
+
+def _hole(term: Term) -> int:
+    """Return the bits that a mask hides at the end of a value."""
+    if isinstance(term, Masked):
+        hole = (1 << 8 * term.length) - 1 ^ term.mask
+        return hole if hole & (hole + 1) == 0 else 0
+    return 0
+
+
+def _cut(name: str, length: int, low: int, high: int, into: Boundaries, protocols: tuple[int, ...]) -> None:
+    if name in _ADDRESSES:
+        if length == (4 if into.version == 4 else 16):
+            into.addresses.add(low, high)
+    elif name in _PORTS:
+        side = into.sources if _PORTS[name] == "source" else into.targets
+        for protocol in (TCP, UDP):
+            if not protocols or protocol in protocols:
+                side[protocol].add(low, high)
+    elif name in ("type", "code"):
+        if not protocols or ICMP in protocols or ICMPV6 in protocols:
+            (into.types if name == "type" else into.codes).add(low, high)
+    elif name in ("l4proto", "protocol"):
+        into.protocols.add(low, high)

@@ -1,0 +1,60 @@
+"""Where packets end: the result of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from insula.network.interpreter.space import NumberRange, Service, Space
+
+
+class NetworkPlace(NamedTuple):
+    """Where packets come from or end.
+
+    A ``port`` of an instance, the tenant's ``router`` itself, its ``uplink`` to the host (``untranslated`` if packets
+    leave with their own source address), the ``host``, the ``outside`` beyond it, another ``tenant``, or a strange
+    ``device``.
+    """
+
+    kind: Literal["port", "router", "uplink", "untranslated", "host", "outside", "tenant", "device"]
+    name: str = ""
+
+
+class PacketSource(NamedTuple):
+    """A source of packets: where it is, and the addresses that it sends from; None is any."""
+
+    place: NetworkPlace
+    address: NumberRange | None
+    mac: str | None = None
+
+
+class Flow(NamedTuple):
+    """Packets of one class, from one address to another, and where they end."""
+
+    sender: PacketSource
+    target: NumberRange
+    service: Service
+    end: NetworkPlace
+
+
+@dataclass
+class Delivery:
+    """Whom senders reach: `ends` has the classes that may come to each place, `unrouted` those that no route leads
+    elsewhere for."""
+
+    version: int
+    senders: Sequence[PacketSource]
+    space: Space
+    ends: dict[NetworkPlace, int] = field(default_factory=dict)
+    unrouted: int = 0
+    unknown: set[str] = field(default_factory=set)
+
+    def add(self, place: NetworkPlace, classes: int) -> None:
+        if classes:
+            self.ends[place] = self.ends.get(place, 0) | classes
+
+    def flows(self, place: NetworkPlace, classes: int) -> Iterator[Flow]:
+        """Yield these classes as flows that end at `place`."""
+        for source, target, service in self.space.classes(classes):
+            yield Flow(self.senders[source], self.space.targets[target], self.space.services[service], place)

@@ -1,0 +1,124 @@
+"""The value of a header field in every packet class, as ranges of values with the set of classes that have them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Hit(NamedTuple):
+    """The classes for which a condition certainly holds, and those for which it may hold."""
+
+    must: int
+    may: int
+
+
+class Symbolic:
+    """A field of `length` bytes. Each class is in one of `parts` (lowest value, highest value, classes), or in
+    `unknown`, where the field may have any value. A range stands for one value in it, which the class leaves open.
+    Packets of the other classes don't have the field, so no condition on it holds for them.
+
+    Values are numbers in the order of the bytes in memory. Instances don't change.
+    """
+
+    __slots__ = ("_at", "_ranges", "_starts", "length", "parts", "unknown")
+
+    def __init__(self, length: int, parts: Iterable[tuple[int, int, int]] = (), unknown: int = 0) -> None:
+        self.length = length
+        merged: dict[tuple[int, int], int] = {}
+        for low, high, bits in parts:
+            if bits:
+                merged[low, high] = merged.get((low, high), 0) | bits
+        self.parts = sorted((low, high, bits) for (low, high), bits in merged.items())
+        self.unknown = unknown
+        self._at = {low: bits for low, high, bits in self.parts if low == high}
+        self._ranges = [part for part in self.parts if part[0] != part[1]]
+        self._starts = [low for low, high, _ in self.parts if low == high]
+
+    @classmethod
+    def constant(cls, length: int, value: int, bits: int) -> Symbolic:
+        return cls(length, [(value, value, bits)])
+
+    @property
+    def present(self) -> int:
+        """The classes that have the field."""
+        found = self.unknown
+        for _, _, bits in self.parts:
+            found |= bits
+        return found
+
+    def within(self, low: int, high: int) -> Hit:
+        """Return the classes whose value is in this range."""
+        must = 0
+        if low == high:
+            must = self._at.get(low, 0)
+        else:
+            for value in self._starts[bisect_left(self._starts, low) :]:
+                if value > high:
+                    break
+                must |= self._at[value]
+        may = must | self.unknown
+        for first, last, bits in self._ranges:
+            if first > high:
+                break
+            if last >= low:
+                may |= bits
+                if low <= first and last <= high:
+                    must |= bits
+        return Hit(must, may)
+
+    def slice(self, start: int, length: int) -> Symbolic:
+        """Return the field that consists of some bytes of this one."""
+        if start == 0 and length == self.length:
+            return self
+        after, top = 8 * (self.length - start - length), 1 << 8 * length
+        parts, unknown = [], self.unknown
+        for low, high, bits in self.parts:
+            first, last = low >> after, high >> after
+            if first // top == last // top:
+                parts.append((first % top, last % top, bits))
+            else:
+                unknown |= bits
+        return Symbolic(length, parts, unknown)
+
+    def masked(self, mask: int, xor: int) -> Symbolic:
+        """Return the field with every value `value & mask ^ xor`."""
+        everything = (1 << 8 * self.length) - 1
+        hole = everything ^ mask
+        whole = hole & (hole + 1) == 0  # a prefix: order is kept
+        parts, unknown = [], self.unknown
+        for low, high, bits in self.parts:
+            if low == high:
+                value = low & mask ^ xor
+                parts.append((value, value, bits))
+            elif whole and xor == 0:
+                parts.append((low & mask, high & mask, bits))
+            else:
+                unknown |= bits
+        return Symbolic(self.length, parts, unknown)
+
+    def swapped(self, size: int) -> Symbolic:
+        """Return the field with the bytes of each group of `size` in the opposite order."""
+        parts, unknown = [], self.unknown
+        for low, high, bits in self.parts:
+            if low != high:
+                unknown |= bits
+                continue
+            data = low.to_bytes(self.length, "big")
+            turned = b"".join(data[at : at + size][::-1] for at in range(0, self.length, size))
+            value = int.from_bytes(turned, "big")
+            parts.append((value, value, bits))
+        return Symbolic(self.length, parts, unknown)
+
+    def assigned(self, hit: Hit, value: Symbolic) -> Symbolic:
+        """Return the field after an assignment of `value` to the classes of `hit`; where it is uncertain whether it
+        took place, the field is unknown."""
+        parts = [(low, high, bits & ~hit.may) for low, high, bits in self.parts]
+        parts += [(low, high, bits & hit.must) for low, high, bits in value.parts]
+        unsure = hit.may & ~hit.must
+        return Symbolic(self.length, parts, self.unknown & ~hit.must | value.unknown & hit.may | unsure)
+
+    def only(self, bits: int) -> list[tuple[int, int, int]]:
+        """Return the parts that have some of these classes, reduced to them."""
+        return [(low, high, found) for low, high, have in self.parts if (found := have & bits)]

@@ -1,0 +1,98 @@
+"""The interpreters of all tenants of this host, with their last results."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from insula.kernel.netlink import Rtnl
+from insula.kernel.netlink.nftables import NftablesSocket
+from insula.kernel.netns import call_in
+from insula.model.objects import Tenant
+from insula.network.intent import TenantIntent
+from insula.network.interpreter.interpretation import Interpretation
+from insula.network.interpreter.space import Boundaries
+from insula.network.linux import naming, sysctl
+from insula.network.linux.interpreter.host import HostInterpreter, UplinkView
+from insula.network.linux.interpreter.stack import Stack, StackReader
+from insula.network.linux.interpreter.tenant import TenantInterpreter
+from insula.network.linux.interpreter.view import view
+from insula.network.linux.naming import Naming
+
+_BRIDGED = {4: "bridge/bridge-nf-call-iptables", 6: "bridge/bridge-nf-call-ip6tables"}
+
+
+class ReadNamespace(Protocol):
+    """A tenant's namespace, as far as it is read: `linux.tenant.TenantNamespace`."""
+
+    tenant: Tenant
+    netns: int
+    stack: StackReader
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The last result, and what it was computed from."""
+
+    stack: Stack
+    asked: object
+    result: Interpretation
+
+
+class Interpreters:
+    def __init__(self, names: Naming, *, ipv6: bool) -> None:
+        self._naming = names
+        self._versions = (4, 6) if ipv6 else (4,)
+        self._last: dict[str, _Last] = {}
+        self._nftables: NftablesSocket | None = None
+        self._reader: StackReader | None = None
+
+    def open(self, host: Rtnl) -> None:
+        """Open the host's namespace, which is the calling thread's."""
+        self._nftables = NftablesSocket()
+        self._reader = StackReader(host, self._nftables)
+
+    def close(self) -> None:
+        if self._nftables:
+            self._nftables.close()
+        self._nftables = self._reader = None
+        self._last.clear()
+
+    def tenant(
+        self,
+        namespace: ReadNamespace,
+        intent: TenantIntent,
+        running: Collection[int],
+        cuts: Mapping[int, Boundaries],
+    ) -> Interpretation:
+        """Interpret a tenant's namespace; the last result is returned if nothing has changed."""
+        name, asked = namespace.tenant.name, (intent, frozenset(running))
+        stack = namespace.stack.read(filters_bridged=call_in(namespace.netns, self._filters_bridged))
+        last = self._last.get(name)
+        if last is None or last.stack is not stack or last.asked != asked:
+            known = {version: cuts[version] for version in self._versions}
+            told = view(intent, running, known, naming.port, naming.UPLINK)
+            last = self._last[name] = _Last(stack, asked, TenantInterpreter(stack, told).interpret())
+        return last.result
+
+    def host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
+        """Interpret the host's namespace between these tenants."""
+        assert self._reader is not None
+        uplinks = [self._uplink(tenant) for tenant in tenants]
+        stack = self._reader.read(filters_bridged={})
+        last, asked = self._last.get(""), tuple(uplinks)
+        if last is None or last.stack is not stack or last.asked != asked:
+            interpreter = HostInterpreter(stack, uplinks, cuts)
+            inside = [interpreter.from_uplinks(version) for version in self._versions]
+            above = [interpreter.from_others(version) for version in self._versions]
+            unknown = set[str]().union(*(each.unknown for each in (*inside, *above)))
+            last = self._last[""] = _Last(stack, asked, Interpretation("", inside, above, unknown=unknown))
+        return last.result
+
+    def _uplink(self, tenant: Tenant) -> UplinkView:
+        (_, four), (_, six) = self._naming.addresses(tenant.index)
+        return UplinkView(tenant.name, self._naming.uplink(tenant.index), ((4, four), (6, six)))
+
+    def _filters_bridged(self) -> dict[int, bool]:
+        return {version: sysctl.read(name) == "1" for version, name in _BRIDGED.items()}

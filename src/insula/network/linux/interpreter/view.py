@@ -1,0 +1,84 @@
+"""What the interpreter is told of a tenant: devices, addresses of ports, and boundaries of the reference model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+
+from insula.model.objects import Port
+from insula.network.addresses import link_local
+from insula.network.endpoints import port_name
+from insula.network.intent import TenantIntent
+from insula.network.interpreter.delivery import NetworkPlace, PacketSource
+from insula.network.interpreter.space import Boundaries, NumberRange
+
+
+@dataclass(frozen=True)
+class PortSources:
+    """A port's device and MAC address, and the (MAC address, IP addresses) that it may send from, by version."""
+
+    device: str
+    mac: str
+    allowed: Mapping[int, Sequence[tuple[str, NumberRange]]]
+
+
+@dataclass(frozen=True)
+class InterpreterView:
+    """`ports` are places by device, `identities` what each may send from. `senders` are (device, source), and `owners`
+    MAC addresses by address, both by version."""
+
+    tenant: str
+    ports: Mapping[str, NetworkPlace]
+    identities: Sequence[PortSources]
+    senders: Mapping[int, Sequence[tuple[str, PacketSource]]]
+    owners: Mapping[int, Mapping[int, str]]
+    uplink: str
+    cuts: Mapping[int, Boundaries]
+
+
+def view(
+    intent: TenantIntent,
+    running: Collection[int],
+    cuts: Mapping[int, Boundaries],
+    device: Callable[[int], str],
+    uplink: str,
+) -> InterpreterView:
+    """Return the view of a tenant; `running` are the indices of the ports that are plugged."""
+    ports = [port for port in intent.ports if port.index in running]
+    return InterpreterView(
+        tenant=intent.tenant.name,
+        ports={device(port.index): NetworkPlace("port", port_name(port)) for port in ports},
+        identities=[_sources(device(port.index), port) for port in ports],
+        senders={
+            version: [
+                (
+                    device(port.index),
+                    PacketSource(NetworkPlace("port", port_name(port)), NumberRange(address, address), port.mac),
+                )
+                for port in ports
+                for address in _addresses(port, version)
+            ]
+            for version in cuts
+        },
+        owners={version: {each: port.mac for port in ports for each in _addresses(port, version)} for version in cuts},
+        uplink=uplink,
+        cuts=cuts,
+    )
+
+
+def _addresses(port: Port, version: int) -> list[int]:
+    address = port.address if version == 4 else port.address6
+    return [int(ip_address(address))] if address else []
+
+
+def _sources(device: str, port: Port) -> PortSources:
+    own = [*_addresses(port, 6), int(ip_address(link_local(port.mac)))] if port.address6 else []
+    found = {
+        4: [(port.mac, NumberRange(each, each)) for each in _addresses(port, 4)],
+        6: [(port.mac, NumberRange(each, each)) for each in own],
+    }
+    for pair in port.allowed_pairs:
+        range_ = ip_network(pair.address)
+        found[range_.version].append((pair.mac or port.mac, NumberRange(int(range_[0]), int(range_[-1]))))
+    return PortSources(device, port.mac, found)

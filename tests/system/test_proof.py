@@ -1,0 +1,244 @@
+"""The proof finds each corruption of the data plane, with the packet that shows it; and nothing on a correct host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from insula.kernel import netlink
+from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
+from insula.network.findings import ProofFinding
+from insula.network.linux import naming
+from insula.network.proof import Prover
+from tests.support.lab import Lab, World, isolated, two_tenants
+
+
+def prove(cloud: Lab, prover: Prover | None = None) -> list[ProofFinding]:
+    running = {instance.port.index for instance in cloud.instances.values()}
+    return (prover or Prover(cloud.fabric)).prove([cloud.intent(name) for name in cloud.tenants], running).findings
+
+
+def nft(cloud: Lab, tenant: str, command: str) -> None:
+    cloud.fabric._tenant(cloud.tenants[tenant]).nft.run(command)
+
+
+def on_host(cloud: Lab, command: str) -> None:
+    cloud.fabric._handles()[1].run(command)
+
+
+def mac(cloud: Lab, tenant: str, name: str) -> str:
+    return cloud.instances[tenant, name].port.mac
+
+
+def in_acme(cloud: Lab) -> Rtnl:
+    return call_in(cloud.inside("acme"), Rtnl)
+
+
+# -- corruptions ---------------------------------------------------------------------------------------------------
+
+
+def filter_is_flushed(cloud: Lab) -> None:
+    nft(cloud, "acme", "flush chain bridge lab prerouting; chain bridge lab prerouting { policy accept; }")
+
+
+def address_too_many(cloud: Lab) -> None:
+    nft(cloud, "acme", f'add element bridge lab ipv4 {{ "p1" . {mac(cloud, "acme", "web")} . 10.0.0.3 }}')
+
+
+def mac_too_many(cloud: Lab) -> None:
+    nft(cloud, "acme", 'add element bridge lab macs { "p1" . 02:00:00:00:00:99 }')
+    nft(cloud, "acme", 'add element bridge lab ipv4 { "p1" . 02:00:00:00:00:99 . 10.0.0.2 }')
+
+
+def target_of_neighbour_too_many(cloud: Lab) -> None:
+    target = f"0x{0xFD000000000000000000000000000003:032x}"
+    nft(cloud, "acme", f'add element bridge lab ndp {{ "p1" . {mac(cloud, "acme", "web")} . {target} }}')
+
+
+def address_is_missing(cloud: Lab) -> None:
+    nft(cloud, "acme", f'delete element bridge lab ipv4 {{ "p1" . {mac(cloud, "acme", "web")} . 10.0.0.2 }}')
+
+
+def networks_are_joined(cloud: Lab) -> None:
+    nft(cloud, "acme", 'add element inet lab paths { "br1" . "br3" }')
+
+
+def everything_is_forwarded(cloud: Lab) -> None:
+    nft(cloud, "acme", "insert rule inet lab forward accept")
+
+
+def one_port_is_open_from_outside(cloud: Lab) -> None:
+    nft(cloud, "acme", "insert rule inet lab forward ip saddr 203.0.113.77 tcp dport 4444 accept")
+
+
+def fresh_connections_count_as_judged(cloud: Lab) -> None:
+    nft(cloud, "acme", "add element inet lab judged { 0 }")
+
+
+def translation_is_off(cloud: Lab) -> None:
+    nft(cloud, "acme", "flush chain inet lab postrouting")
+
+
+def gateway_answers_all(cloud: Lab) -> None:
+    nft(cloud, "acme", "flush chain inet lab services; add rule inet lab services accept")
+
+
+def epoch_is_missing(cloud: Lab) -> None:
+    nft(cloud, "acme", "flush map inet lab epoch")
+
+
+def bridge_may_not_reach_uplink(cloud: Lab) -> None:
+    nft(cloud, "acme", 'delete element inet lab paths { "br1" . "uplink" }')
+
+
+def port_is_flooded(cloud: Lab) -> None:
+    with in_acme(cloud) as acme:
+        acme.execute(netlink.set_bridge_port(naming.port_index(2), learning=False, flood=True, alias="db"))
+
+
+def cable_between_tenants(cloud: Lab) -> None:
+    with in_acme(cloud) as acme:
+        acme.execute(netlink.veth("cable", "cable", cloud.inside("globex"), master=naming.bridge_index(1)))
+
+
+def wrong_forwarding_entry(cloud: Lab) -> None:
+    with in_acme(cloud) as acme:
+        acme.execute(netlink.add_forwarding(naming.port_index(1), mac(cloud, "acme", "db")))
+
+
+def wrong_neighbour(cloud: Lab) -> None:
+    with in_acme(cloud) as acme:
+        acme.execute(netlink.add_neighbour(naming.bridge_index(1), "10.0.0.99", mac(cloud, "acme", "db")))
+
+
+def route_is_missing(cloud: Lab) -> None:
+    with in_acme(cloud) as acme:
+        uplink = acme.link("uplink")
+        assert uplink
+        acme.execute(netlink.set_link(uplink.index, up=False))
+
+
+def route_into_a_network(cloud: Lab) -> None:
+    with in_acme(cloud) as acme:
+        acme.execute(netlink.add_route("203.0.113.0/24", index=naming.bridge_index(1), gateway="10.0.0.3"))
+
+
+def port_on_the_wrong_bridge(cloud: Lab) -> None:
+    with in_acme(cloud) as acme:
+        acme.execute(netlink.set_link(naming.port_index(1), master=naming.bridge_index(3)))
+
+
+def hosts_forwarding_is_flushed(cloud: Lab) -> None:
+    on_host(cloud, "flush chain inet lab from_tenant")
+
+
+def hosts_input_is_flushed(cloud: Lab) -> None:
+    on_host(cloud, "flush chain inet lab to_host")
+
+
+def host_lets_others_in(cloud: Lab) -> None:
+    on_host(cloud, "flush chain inet lab to_tenant")
+
+
+def host_closes_a_port(cloud: Lab) -> None:
+    on_host(cloud, "insert rule inet lab from_tenant tcp dport 443 drop")
+
+
+def another_table_closes(cloud: Lab) -> None:
+    nft(
+        cloud, "acme", "table ip other { chain c { type filter hook forward priority 10; udp dport 5000-5010 drop; }; }"
+    )
+
+
+def something_strange(cloud: Lab) -> None:
+    nft(cloud, "acme", "insert rule inet lab input meta cpu 77 accept")
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """What is done, and one difference that it makes: its kind, source and target, and a part of its text."""
+
+    do: Callable[[Lab], None]
+    kind: str
+    source: str
+    target: str
+    says: str
+
+
+CORRUPTIONS = [
+    Corruption(filter_is_flushed, "forged", "acme/web", "", "is not its own"),
+    Corruption(address_too_many, "forged", "acme/web", "", "can send packets with address 10.0.0.3"),
+    Corruption(address_too_many, "forged", "acme/web", "", "can send ARP messages with address 10.0.0.3"),
+    Corruption(mac_too_many, "forged", "acme/web", "", "10.0.0.2 and another MAC address"),
+    Corruption(target_of_neighbour_too_many, "forged", "acme/web", "", "neighbor advertisements with address fd00::3"),
+    Corruption(address_is_missing, "blocked", "acme/web", "acme/db", "from 10.0.0.2 to 10.0.0.3"),
+    Corruption(address_is_missing, "blocked", "acme/web", "outside", "from 10.0.0.2 to"),
+    Corruption(networks_are_joined, "leak", "acme/web", "acme/back", "from 10.0.0.2 to 10.1.0.4"),
+    Corruption(everything_is_forwarded, "leak", "outside", "acme/web", "to 10.0.0.2"),
+    Corruption(one_port_is_open_from_outside, "leak", "outside", "acme/web", "tcp/4444 from any address to 10.0.0.2"),
+    Corruption(fresh_connections_count_as_judged, "leak", "outside", "acme/db", "to 10.0.0.3"),
+    Corruption(translation_is_off, "leak", "acme/web", "outside", "with its own source address"),
+    Corruption(gateway_answers_all, "leak", "acme/web", "acme/router", "from 10.0.0.2 to 10.0.0.1"),
+    Corruption(epoch_is_missing, "blocked", "acme/web", "acme/db", "from 10.0.0.2 to 10.0.0.3"),
+    Corruption(bridge_may_not_reach_uplink, "blocked", "acme/web", "outside", "from 10.0.0.2"),
+    Corruption(port_is_flooded, "overheard", "acme/web", "acme/db", "db is flooded"),
+    Corruption(cable_between_tenants, "overheard", "acme/web", "acme/cable", "device cable is on the bridge"),
+    Corruption(wrong_forwarding_entry, "overheard", "acme/web", "acme/web", "web gets the frames of db"),
+    Corruption(wrong_forwarding_entry, "blocked", "acme/web", "acme/db", "from 10.0.0.2 to 10.0.0.3"),
+    Corruption(wrong_neighbour, "leak", "acme/web", "acme/db", "to 10.0.0.99"),
+    Corruption(route_is_missing, "blocked", "acme/db", "outside", "from 10.0.0.3"),
+    Corruption(route_into_a_network, "blocked", "acme/web", "outside", "to 203.0.113.0"),
+    Corruption(port_on_the_wrong_bridge, "leak", "acme/web", "acme/back", "to 10.1.0.4"),
+    Corruption(port_on_the_wrong_bridge, "blocked", "acme/web", "acme/db", "to 10.0.0.3"),
+    Corruption(hosts_forwarding_is_flushed, "leak", "acme", "globex", "from 100.64.0.3 to 100.64.0.5"),
+    Corruption(hosts_input_is_flushed, "leak", "acme", "host", "to 100.64.0.2"),
+    Corruption(host_lets_others_in, "leak", "outside", "acme", "to 100.64.0.3"),
+    Corruption(host_closes_a_port, "blocked", "acme", "outside", "tcp/443"),
+    Corruption(another_table_closes, "blocked", "acme/web", "outside", "udp/5000"),
+    Corruption(something_strange, "leak", "acme/web", "acme/router", "to 10.0.0.1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda c: f"{c.do.__name__}-{c.kind}")
+def test_a_corruption_is_found(corruption: Corruption) -> None:
+    @isolated
+    def test() -> None:
+        World()
+        with two_tenants() as cloud:
+            cloud.network("acme", "10.1.0.0/24", "fd01::/64", name="back")
+            cloud.instance("acme", "back", "back")
+            prover = Prover(cloud.fabric)
+            assert prove(cloud, prover) == [], "the positive control"
+            corruption.do(cloud)
+            found = prove(cloud, prover)
+            told = [f"{each.kind} {each.source} → {each.target}: {each.text}" for each in found]
+            assert any(
+                (each.kind, each.source, each.target) == (corruption.kind, corruption.source, corruption.target)
+                and corruption.says in each.text
+                for each in found
+            ), told
+
+    test()
+
+
+@isolated
+def test_only_what_has_changed_is_computed_again() -> None:
+    with two_tenants() as cloud:
+        prover, running = Prover(cloud.fabric), {instance.port.index for instance in cloud.instances.values()}
+        intents = [cloud.intent(name) for name in cloud.tenants]
+        assert [prover.prove(intents, running).computed for _ in range(3)] == [2, 0, 0]
+        nft(cloud, "acme", "add rule inet lab services drop")
+        assert [prover.prove(intents, running).computed for _ in range(2)] == [1, 0]
+
+
+@isolated
+def test_a_repaired_host_is_proven_again() -> None:
+    with two_tenants() as cloud:
+        prover = Prover(cloud.fabric)
+        everything_is_forwarded(cloud)
+        assert prove(cloud, prover)
+        cloud.apply("acme")
+        assert prove(cloud, prover) == []
