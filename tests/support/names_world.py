@@ -14,8 +14,8 @@ from insula.kernel.nftables import Nft
 from insula.model.objects import Tenant
 from insula.network.linux import sysctl
 from insula.network.linux.gates import NameGates
+from insula.network.linux.host_rules import FIRST_DNS_PORT
 from insula.network.linux.name_rules import name_rules
-from insula.network.linux.rules import FIRST_DNS_PORT
 from insula.network.names.rules import ClientRules, EgressRules, NameRule
 from tests.support.internet import DNS4, DNS6, NameServer
 

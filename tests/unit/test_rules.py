@@ -19,7 +19,7 @@ from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft, NftError
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
-from insula.network.linux import neighbours, rules
+from insula.network.linux import host_rules, neighbours, rules
 from insula.network.linux.naming import Naming
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="nftables takes root")
@@ -229,7 +229,7 @@ def host(*servers: str, closed: dict[int, tuple[str, ...]] | None = None) -> str
     """The host's table, as nft lists it."""
 
     def inside(nft: Nft) -> str:
-        wanted = rules.host_rules(NAMES, servers, closed or {})
+        wanted = host_rules.host_rules(NAMES, servers, closed or {})
         rules.install(nft, "insula", ("inet",), wanted)
         return nft.rules("inet", "insula")
 
@@ -238,7 +238,7 @@ def host(*servers: str, closed: dict[int, tuple[str, ...]] | None = None) -> str
 
 def test_each_name_server_has_a_port_of_its_own() -> None:
     text = " ".join(host("9.9.9.9", "2620:fe::fe").split())
-    first = rules.FIRST_DNS_PORT
+    first = host_rules.FIRST_DNS_PORT
     four = f'iifname "insula-u*" ip daddr 100.64.0.0/16 meta l4proto {{ tcp, udp }} th dport {first}'
     six = f'iifname "insula-u*" ip6 daddr fd5a::/64 meta l4proto {{ tcp, udp }} th dport {first + 1}'
     assert f"{four} dnat ip to 9.9.9.9:53 {six} dnat ip6 to [2620:fe::fe]:53" in text

@@ -28,6 +28,7 @@ from insula.network.interpreter.space import Boundaries
 from insula.network.linux import (
     calls,
     egress,
+    host_rules,
     inside,
     namespaces,
     naming,
@@ -162,7 +163,7 @@ class LinuxFabric:
         """Return the host's rules; `about` is an IP version for which forwarding is about to be enabled."""
         versions = [v for v in (4, 6) if v == about or sysctl.read(sysctl.FORWARDING[v]) == "1"]
         closed = {v: self._settings.closed(v) for v in versions}
-        return rules.host_rules(self.naming, self._servers, closed, self._underlay)
+        return host_rules.host_rules(self.naming, self._servers, closed, self._underlay)
 
     @property
     def reserved(self) -> Sequence[str]:
@@ -277,7 +278,7 @@ class LinuxFabric:
         """Return the upstream servers of the tenant's resolver: ports at the host's end of its uplink, which the host's
         rules translate to the name servers."""
         (host, _), (host6, _) = self.naming.addresses(tenant.index)
-        ports = enumerate(self._servers, rules.FIRST_DNS_PORT)
+        ports = enumerate(self._servers, host_rules.FIRST_DNS_PORT)
         return [f"{host6 if ':' in server else host}#{port}" for port, server in ports]
 
     def _record(self, tenant: Tenant) -> None:

@@ -11,7 +11,7 @@ There are three tables. Packets from and to tenants that no rule accepts are dro
   has the pairs of devices between which a connection may be opened. `epoch.py` tells how changes reach open
   connections. Namespaces of `linux.egress` have DNS and the uplink as well. What they send and receive is counted at
   their devices.
-- The table in the host's namespace isolates tenants from each other and from the host.
+- The table in the host's namespace isolates tenants from each other and from the host: see `host_rules`.
 
 ICMP errors about probes of `insula verify` are dropped in router and host, because such an error quotes the probe and
 with it the address of another tenant's instance.
@@ -20,10 +20,9 @@ with it the address of another tenant's instance.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from ipaddress import IPv6Address
-from types import MappingProxyType
 from typing import Final
 
 from insula.kernel.netlink import Request
@@ -34,8 +33,6 @@ from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
 from insula.network.intent import RemotePort
 from insula.network.linux import keys, naming
-from insula.network.linux.naming import Naming
-from insula.network.linux.underlay import Underlay, chains
 from insula.network.packets import DSCP
 
 CONNECTIONS: Final = 16384  # of a tenant to the outside: all tenants share the host's table of connections
@@ -52,7 +49,7 @@ Elements = Mapping[str, Iterable[tuple[str, ...]]]
 Keys = Mapping[str, Iterable[bytes]]
 """The same as the kernel's keys."""
 
-_ERRORS: Final = f"""\
+ERRORS: Final = f"""\
 icmp type {{ destination-unreachable, time-exceeded }} @th,72,8 & 0xfc == {DSCP << 2:#x} drop
         icmpv6 type {{ destination-unreachable, time-exceeded }} @th,64,16 & 0xfc0 == {DSCP << 6:#x} drop"""
 """Rules that drop ICMP errors about probes. An error quotes the packet's header (RFC 792, RFC 4443), with its DSCP."""
@@ -215,73 +212,12 @@ table inet {table} {{
 }}
 """
 
-_HOST = """
-table inet {table} {{
-    set members4 {{ typeof ip saddr; }}
-    set members6 {{ typeof ip6 saddr; }}
-
-    chain input {{
-        type filter hook input priority -5; policy accept;
-        iifname "{uplinks}*" goto to_host
-    }}
-    {underlay}
-    chain to_host {{
-        ct state established,related accept
-        drop
-    }}
-    chain forward {{
-        type filter hook forward priority -5; policy accept;
-        iifname "{uplinks}*" goto from_tenant
-        oifname "{uplinks}*" goto to_tenant
-        {closed}
-    }}
-    chain prerouting {{
-        type nat hook prerouting priority -100; policy accept;
-        {redirects}
-    }}
-    chain from_tenant {{
-        oifname "{uplinks}*" drop
-        fib saddr . iif oif missing drop
-        ip daddr @members4 udp dport {vxlan} drop
-        ip6 daddr @members6 udp dport {vxlan} drop
-        ct status dnat ct original ip daddr {range4} th dport 53 accept
-        ct status dnat ct original ip6 daddr {range6} th dport 53 accept
-        ip daddr {{ {range4}, 169.254.0.0/16, 192.0.2.0/24 }} drop
-        ip daddr {{ {metadata4} }} drop
-        ip6 daddr {{ {range6}, 2001:db8::/32, fe80::/10 }} drop
-        ip6 daddr {{ {metadata6} }} drop
-        ip dscp {dscp} drop
-        ip6 dscp {dscp} drop
-        accept
-    }}
-    chain to_tenant {{
-        ct state established,related accept
-        drop
-    }}
-    chain output {{
-        type filter hook output priority -5; policy accept;
-        oifname "{uplinks}*" goto errors
-    }}
-    chain errors {{
-        {errors}
-    }}
-    chain postrouting {{
-        type nat hook postrouting priority 100; policy accept;
-        iifname "{uplinks}*" oifname != "{uplinks}*" masquerade
-    }}
-}}
-"""
-
-
 PROTOCOLS6: Final = "tcp, udp, icmpv6, sctp, dccp, udplite, gre, esp, 4, 41, 89, 103, 112, 115"
 """The IPv6 protocols that an instance may send. Authentication headers (51) are excluded: they hide the protocol."""
 
 METADATA4: Final = ("168.63.129.16", "100.100.100.200", "192.0.0.192")
-METADATA6: Final = ("fd00:ec2::/32", "fd20:ce::254")
-"""Metadata services of clouds, which give secrets to their machines: Azure, Alibaba, Oracle; AWS, Google. Others have
-link-local addresses."""
-
-FIRST_DNS_PORT: Final = 5300  # at the host's end of an uplink; packets to it are translated to the first name server
+"""Metadata services of clouds, which give secrets to their machines: Azure, Alibaba, Oracle. Others have link-local
+addresses."""
 
 
 def tenant_rules(table: str) -> str:
@@ -299,50 +235,8 @@ def tenant_rules(table: str) -> str:
         connects=DNS_CONNECTIONS,
         asks=ASKS,
         protocols6=PROTOCOLS6,
-        errors=_ERRORS,
+        errors=ERRORS,
     )
-
-
-def host_rules(
-    names: Naming,
-    servers: Sequence[str] = (),
-    closed: Mapping[int, Sequence[str]] = MappingProxyType({}),
-    underlay: Underlay | None = None,
-) -> str:
-    """Return the rules of the table in the host's namespace.
-
-    Tenants may not reach uplinks' addresses, nor the metadata services of the cloud that the host runs in, which have
-    link-local and some other addresses. `servers` are the upstream name servers: resolvers send queries to the host's
-    end of their uplink, which are translated to these, because a tenant's network may have the servers' addresses.
-    Between the devices in `closed`, by IP version, nothing is forwarded: the host did not forward before insulad
-    enabled it. Packets to the VXLAN port of this host's `underlay` address are accepted from the other hosts only, and
-    not tracked: there are as many of their connections as of all instances together.
-    """
-    return _HOST.format(
-        table=names.prefix,
-        uplinks=names.uplinks,
-        vxlan=underlay.port if underlay else 4789,
-        underlay="" if underlay is None else chains(underlay),
-        range4=names.range4,
-        range6=names.range6,
-        metadata4=", ".join(METADATA4),
-        metadata6=", ".join(METADATA6),
-        dscp=DSCP,
-        errors=_ERRORS,
-        redirects="\n        ".join(_redirect(names, number, server) for number, server in enumerate(servers)),
-        closed="\n        ".join(_closed(version, devices) for version, devices in closed.items() if devices),
-    )
-
-
-def _redirect(names: Naming, number: int, server: str) -> str:
-    ip, range_, to = ("ip6", names.range6, f"[{server}]") if ":" in server else ("ip", names.range4, server)
-    query = f'iifname "{names.uplinks}*" {ip} daddr {range_} meta l4proto {{ tcp, udp }}'
-    return f"{query} th dport {FIRST_DNS_PORT + number} dnat {ip} to {to}:53"
-
-
-def _closed(version: int, devices: Sequence[str]) -> str:
-    names = ", ".join(f'"{device}"' for device in devices)
-    return f"meta nfproto ipv{version} iifname {{ {names} }} oifname {{ {names} }} drop"
 
 
 def install(nft: Nft, table: str, families: Iterable[str], rules: str) -> None:
