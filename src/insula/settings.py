@@ -12,7 +12,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import msgspec
 
 from insula.model import quotas
 from insula.model.errors import Invalid
+from insula.model.network_settings import NetworkSettings, check_network
 from insula.model.oidc import DESCRIPTIONS, OidcSettings, check_providers
 from insula.model.quota_settings import USERS, QuotaSettings, limit, takes
 from insula.model.units import parse_size, shorten
@@ -42,7 +43,6 @@ _MAX_FILE = 1 << 20
 _PREFIX = re.compile(r"[a-z][a-z0-9]{0,7}")
 _EXPECTED = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
 _MAX_SPARES = 32
-_MAX_RESOLVERS = 8
 _MAX_LISTEN = 16
 _MAX_NAMES = 64
 _HOST = re.compile(r"[A-Za-z0-9.:_-]{1,253}")
@@ -51,15 +51,6 @@ _LEAST_AUDIT = 64 << 10  # bytes of an audit log before it is rotated
 _MAX_AUDIT_FILES = 1000
 _LEAST_POOL = {"ext4": 16 << 20, "xfs": 300 << 20}  # bytes; mkfs.xfs(8) refuses less
 _LEAST_DISK = 1 << 20  # bytes
-_UPLINK_BITS = 1  # each tenant has two addresses of each range
-
-
-class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[network]`: ranges of the uplinks' addresses, and the upstream name servers. None: the host's."""
-
-    range4: str = "100.64.0.0/10"
-    range6: str = "fd69:6e73:756c:6100::/64"
-    resolvers: list[str] | None = None
 
 
 class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -199,6 +190,12 @@ DOCUMENTED = (
         "list of at most 8 IP addresses",
         "Upstream name servers of tenants' resolvers. Absent: those of the host's resolv.conf(5). []: none, so that "
         "only names of instances resolve.",
+    ),
+    Documented(
+        "network.link",
+        "auto, or a rate as in 10gbit",
+        "Bandwidth between this host and the outside in each direction, of which 95 % can be promised to tenants. "
+        "auto: the speed that the device of the default route reports.",
     ),
     Documented(
         "audit.path",
@@ -409,16 +406,11 @@ def _check(settings: Settings, names: Mapping[str, str]) -> None:
         raise wrong("prefix", settings.prefix, "is no prefix", "use 1 to 8 of a-z and 0-9, a letter first")
     if not 0 <= settings.spares <= _MAX_SPARES:
         raise wrong("spares", settings.spares, f"is not a number from 0 to {_MAX_SPARES}", "leave it out for 2")
-    _check_range("network.range4", network.range4, IPv4Network, wrong)
-    _check_range("network.range6", network.range6, IPv6Network, wrong)
-    if len(network.resolvers or ()) > _MAX_RESOLVERS:
-        raise wrong("network.resolvers", network.resolvers, "are too many", f"name at most {_MAX_RESOLVERS}")
+    check_network(network, wrong)
     _check_api(settings.api, wrong)
     for quota in (*quotas.TABLE, *USERS):
         limit(settings.quotas, quota)
     check_providers(settings.oidc, wrong)
-    for resolver in network.resolvers or ():
-        _check_resolver(resolver, wrong)
     try:
         size = audit.size_bytes
     except Invalid as error:
@@ -469,25 +461,3 @@ def split_address(text: str) -> tuple[str, int]:
     if (address.version == 6) != (bare != host) or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise ValueError(text)
     return str(address), int(port)
-
-
-def _check_range(key: str, text: str, kind: type[IPv4Network] | type[IPv6Network], wrong: Any) -> None:
-    try:
-        network = kind(text)
-    except ValueError as error:
-        raise wrong(key, text, f"is no network: {shorten(str(error), 100)}", f"as in {default_of(key)}") from None
-    if network.max_prefixlen - network.prefixlen < _UPLINK_BITS:
-        raise wrong(key, text, "has no room for a tenant", "each needs two addresses")
-    if network.prefixlen == 0 or network.is_multicast or network.is_loopback or network.is_link_local:
-        raise wrong(key, text, "can't hold addresses of hosts", f"as in {default_of(key)}")
-
-
-def _check_resolver(text: str, wrong: Any) -> None:
-    try:
-        address = ip_address(text)
-    except ValueError:
-        raise wrong("network.resolvers", text, "is no IP address", "as in 192.0.2.53") from None
-    if address.is_loopback or address.is_multicast or address.is_unspecified or "%" in text:
-        raise wrong("network.resolvers", text, "can't be asked by tenants", "name a server on the network")
-    if not isinstance(address, IPv4Address) and address.is_link_local:
-        raise wrong("network.resolvers", text, "can't be asked by tenants", "name a server on the network")

@@ -19,9 +19,10 @@ from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from insula.control.identities.authority import OPERATOR
 from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
+from insula.model.network_settings import NetworkSettings
 from insula.model.objects import ContainerOptions, InstanceSpec
 from insula.model.views import ExecSpec, ResourcesPatch
-from insula.settings import NetworkSettings, Settings
+from insula.settings import Settings
 from insula.store.sqlite import SqliteStore
 from tests.support.daemon import start_time
 from tests.support.machine import Run

@@ -34,12 +34,24 @@ from insula.sdk._sync import network as for_threads
 from tests.unit.stub_plane import StubPlane
 
 REPOSITORY = Path(__file__).parents[2]
-GROUPS = ("tenants", "networks", "routers", "images", "instances", "identities", "host", "audit", "declared")
+GROUPS = (
+    "tenants",
+    "networks",
+    "routers",
+    "guarantees",
+    "images",
+    "instances",
+    "identities",
+    "host",
+    "audit",
+    "declared",
+)
 GIVEN: dict[str, object] = {
     "tenant": "acme",
     "name": "web",
     "network": "net",
     "router": "core",
+    "instance": "web",
     "outbound": "none",
     "to": "other",
     "subnet": "10.0.0.0/24",

@@ -23,6 +23,7 @@ from insula.api.authorization import authority_of, authorize, check_routes
 from insula.api.cursors import load
 from insula.api.declared import DECLARED
 from insula.api.errors import HANDLERS
+from insula.api.guarantees import GuaranteeRoutes
 from insula.api.host import HostRoutes
 from insula.api.idempotency import IdempotencyMiddleware, begin
 from insula.api.identities import (
@@ -137,6 +138,7 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
                     whoami,
                     NetworkRoutes,
                     RouterRoutes,
+                    GuaranteeRoutes,
                     ImageRoutes,
                     InstanceRoutes,
                     HostRoutes,

@@ -10,6 +10,7 @@ import msgspec
 from insula.api.images import BaseSpec, PullSpec, PushSpec, SaveSpec, TagSpec
 from insula.model.accounting import InstanceUsage, ReservedTotals, TenantUsage, TrafficTotals, UsedTotals
 from insula.model.declared import ApplySpec, DeclaredFile, DeclaredItem
+from insula.model.guarantees import GuaranteePatch, GuaranteeView
 from insula.model.objects import (
     Exit,
     Image,
@@ -134,6 +135,8 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
         router=Router(tenant="acme", name="core", networks=["default", "back"], routes=[_ROUTE], created=_NOW),
         status=RouterStatus(ready=True),
     ),
+    GuaranteePatch(floor_out=50_000_000, ceiling_out=200_000_000, cpus=0.5),
+    GuaranteeView(tenant="acme", instance="web", floor_out=50_000_000, cpus=0.5, created=_NOW),
     Image(
         tenant="acme",
         name="busybox:latest",

@@ -16,6 +16,7 @@ from insula.api.redaction import shown
 from insula.control.identities.authority import Authority
 from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredItem
+from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Exit, Image, Instance, InstanceStatus
 from insula.model.own_views import HIDDEN, OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.principals import (
@@ -66,6 +67,7 @@ FREE = (
     Invitation,
     DeclaredItem,
     RouterView,
+    GuaranteeView,
     Authorities,
     LoginInfo,
 )

@@ -36,6 +36,7 @@ TAGS = {
     "identities": "Users, service accounts, roles, tokens, certificates",
     "networks": "Private networks of a tenant",
     "routers": "Routers between networks of a tenant",
+    "guarantees": "Floors and ceilings of bandwidth, floors of CPU and memory",
     "images": "Images of a tenant, and the shared ones",
     "instances": "Instances, their life cycle, input and output",
     "declared": "Objects as files declare them: apply, diff, dump",

@@ -13,6 +13,7 @@ from insula.api.authorization import authority_of, check_labels
 from insula.control.keys import INSTANCES
 from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, NotFound
+from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Image
 from insula.model.principals import BindingSpec, BindingView, PrincipalView
 from insula.model.routers import RouterView
@@ -39,6 +40,8 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
         content = await plane.networks.get(str(tenant), request.path_params.get("network") or named)
     elif kind is RouterView:
         content = await plane.routers.get(str(tenant), request.path_params.get("router") or named)
+    elif kind is GuaranteeView:
+        content = await plane.guarantees.get(str(tenant), request.path_params.get("instance"))
     elif kind is Image:
         content = await plane.images.get(str(tenant), named)
     elif kind is PrincipalView:

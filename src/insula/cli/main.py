@@ -53,6 +53,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "tenant": ("tenant", "create, update, list, show and remove tenants"),
     "network": ("network", "create, change, list, show and remove networks"),
     "router": ("router", "join networks, and set routes between them"),
+    "guarantee": ("guarantee", "promise and limit bandwidth, promise CPU and memory"),
     "image": ("image", "pull, push, load, save, import, build, list and remove images"),
     "apply": ("apply", "make everything as files declare it"),
     "diff": ("diff", "show what `apply` would change"),

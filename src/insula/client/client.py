@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from insula.client.attachment import Attachment
     from insula.client.declared import DeclaredResource
+    from insula.client.guarantees import GuaranteesResource
+    from insula.client.networks import NetworksResource
     from insula.client.routers import RoutersResource
 
     Object = dict[str, Any]
@@ -61,7 +63,6 @@ class Client:
         self.timeout = timeout
         self.identities = IdentitiesResource(self)
         self.tenants = TenantsResource(self)
-        self.networks = NetworksResource(self)
         self.images = ImagesResource(self)
         self.instances = InstancesResource(self)
         self.host = HostResource(self)
@@ -74,11 +75,25 @@ class Client:
         return DeclaredResource(self)
 
     @property
+    def networks(self) -> NetworksResource:
+        """Private networks."""
+        from insula.client.networks import NetworksResource
+
+        return NetworksResource(self)
+
+    @property
     def routers(self) -> RoutersResource:
         """Routers between networks."""
         from insula.client.routers import RoutersResource
 
         return RoutersResource(self)
+
+    @property
+    def guarantees(self) -> GuaranteesResource:
+        """Floors and ceilings."""
+        from insula.client.guarantees import GuaranteesResource
+
+        return GuaranteesResource(self)
 
     def call(self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
         """Send a request to /v1/SEGMENT/…?QUERY, and return the response's JSON."""
@@ -241,26 +256,6 @@ class IdentitiesResource(Resource):
 
 def _bindings(tenant: str | None) -> tuple[str, ...]:
     return ("bindings",) if tenant is None else ("tenants", tenant, "bindings")
-
-
-class NetworksResource(Resource):
-    def create(self, tenant: str, name: str, subnet: str, subnet6: str | None = None, **other: object) -> Object:
-        """Create a network with the addresses of `subnet`; `other` is mtu, outbound and labels."""
-        body = {"name": name, "subnet": subnet, "subnet6": subnet6, **other}
-        return self.client.call("POST", "tenants", tenant, "networks", body=body)  # type: ignore[no-any-return]
-
-    def list(self, tenant: str) -> Objects:
-        return self.client.call("GET", "tenants", tenant, "networks")  # type: ignore[no-any-return]
-
-    def get(self, tenant: str, name: str) -> Object:
-        return self.client.call("GET", "tenants", tenant, "networks", name)  # type: ignore[no-any-return]
-
-    def update(self, tenant: str, name: str, **changes: object) -> Object:
-        """Change a network's `outbound`."""
-        return self.client.call("PATCH", "tenants", tenant, "networks", name, body=changes)  # type: ignore[no-any-return]
-
-    def remove(self, tenant: str, name: str) -> None:
-        self.client.call("DELETE", "tenants", tenant, "networks", name)
 
 
 class ImagesResource(Resource):

@@ -4,6 +4,8 @@
 /usage/TENANT                       Usage: the sums over its instances; see allocation/quotas.py
 /networks/TENANT/NETWORK            Network
 /routers/TENANT/ROUTER              Router
+/guarantees/TENANT/ID               Guarantee of the instance with that ID; ID is "_" for the tenant as a whole
+/floors/HOST                        FloorGuard
 /images/OWNER/NAME                  Image; OWNER is "_" for shared ones
 /instances/TENANT/INSTANCE          Instance: the desired state
 /status/TENANT/INSTANCE             InstanceStatus: the observed state, when it has settled
@@ -25,6 +27,7 @@ from __future__ import annotations
 from insula.model import upgrades
 from insula.model.accounting import Account, Checkpoint, History, Ledger, TenantUsage, TrafficMeters, UsageMeter
 from insula.model.declared import ApplySet, SetMember
+from insula.model.guarantees import FloorGuard, Guarantee
 from insula.model.objects import IdempotencyRecord, Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.principals import Binding, Certificate, Principal, Token
 from insula.model.routers import Router
@@ -35,6 +38,8 @@ TENANTS = Keyspace("/tenants", Tenant, 1)
 USAGE = Keyspace("/usage", Usage, 1)
 NETWORKS = Keyspace("/networks", Network, 2)
 ROUTERS = Keyspace("/routers", Router, 2)
+GUARANTEES = Keyspace("/guarantees", Guarantee, 2)
+FLOOR_GUARDS = Keyspace("/floors", FloorGuard, 1)
 IMAGES = Keyspace("/images", Image, 2)
 INSTANCES = Keyspace("/instances", Instance, 2, upgrades.instance)
 STATUS = Keyspace("/status", InstanceStatus, 2, upgrades.status)

@@ -37,6 +37,7 @@ from insula.control.instances.verbs import Instances
 from insula.control.keys import NETWORKS, TENANTS
 from insula.control.networks.controller import NetworkController
 from insula.control.networks.fabrics import open_fabric
+from insula.control.networks.guarantees import Guarantees
 from insula.control.networks.intents import Intents
 from insula.control.networks.ports import Ports
 from insula.control.networks.routers import Routers
@@ -57,8 +58,8 @@ _REMOVALS = 8  # instances that are removed at a time
 
 
 class ControlPlane:
-    """The verbs are `tenants`, `identities`, `networks`, `routers`, `images`, `instances`, `declared`, `stats`,
-    `accounting`, `host` and `events`; see their classes."""
+    """The verbs are `tenants`, `identities`, `networks`, `routers`, `guarantees`, `images`, `instances`, `declared`,
+    `stats`, `accounting`, `host` and `events`; see their classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
         """`shared`: other daemons commit to the store, too."""
@@ -76,6 +77,7 @@ class ControlPlane:
         self.identities = Identities(context, self.tenants, self.identity_cache)
         self.networks = Networks(context, self.tenants, self.network_controller, ports)
         self.routers = Routers(context, self.tenants, self.network_controller)
+        self.guarantees = Guarantees(context, self.tenants, self.network_controller)
         self.images = Images(context, self.tenants, accounts)
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks, accounts)
         admission = Admission(context, self.tenants, self.networks, self.images, ports, accounts)

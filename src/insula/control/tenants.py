@@ -32,6 +32,7 @@ from insula.control.instances.specs import check_labels, cli_command
 from insula.control.keys import (
     BINDINGS,
     CERTIFICATES,
+    GUARANTEES,
     IMAGES,
     INSTANCES,
     LEDGERS,
@@ -227,14 +228,16 @@ class Tenants:
 
     async def _rights(self, name: str) -> Sequence[Delete]:
         """The deletions of bindings, service accounts and their tokens that go with this tenant, so that they give no
-        rights in a later tenant of its name; and of its sets of declared state, and its accounts' idempotency keys."""
+        rights in a later tenant of its name; and of its guarantees, its sets of declared state, and its accounts'
+        idempotency keys."""
         store = self.context.store
         accounts = (await store.list(PRINCIPALS.prefix(name))).entries
         bindings = (await store.list(BINDINGS.prefix(name))).entries
         ids = {PRINCIPALS.decode(entry).id for entry in accounts}
         tokens = [TOKENS.delete(token.id) for token in self.cache.tokens() if token.principal in ids]
         tokens += [CERTIFICATES.delete(each.serial) for each in self.cache.certificates() if each.principal in ids]
-        sets = [entry for each in (SETS, MEMBERS) for entry in (await store.list(each.prefix(name))).entries]
+        kinds = (SETS, MEMBERS, GUARANTEES)
+        sets = [entry for each in kinds for entry in (await store.list(each.prefix(name))).entries]
         return [*(Delete(entry.key) for entry in [*accounts, *bindings, *sets]), *tokens, *await kept_of(store, ids)]
 
     async def _erase(self, tenant: Tenant) -> None:

@@ -115,6 +115,14 @@ def format_size(value: int) -> str:
     return f"{size:.0f}{suffixes[0]}" if size == int(size) or size >= 100 else f"{size:.1f}{suffixes[0]}"
 
 
+def format_rate(bits: int) -> str:
+    """Format bits a second for people, as ``1.5gbit``: with three decimals, rounded down."""
+    for unit, name in ((10**9, "gbit"), (10**6, "mbit"), (10**3, "kbit")):
+        if bits >= unit:
+            return f"{bits * 1000 // unit / 1000:.10g}{name}"
+    return f"{bits}bit"
+
+
 def shorten(value: object, limit: int = 60) -> str:
     """Quote `value` for an error message: escaped, so that it stays on one line, and shortened."""
     text = repr(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredItem
+from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Exit, Image
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.principals import (
@@ -45,6 +46,8 @@ NETWORK = either(NetworkView, OwnNetworkView)
 NETWORKS = many(NETWORK)
 ROUTER = of(RouterView)
 ROUTERS = many(ROUTER)
+GUARANTEE = of(GuaranteeView)
+GUARANTEES = many(GUARANTEE)
 IMAGE = of(Image)
 IMAGES = many(IMAGE)
 IMAGE_PROGRESS = of(ImageProgress)

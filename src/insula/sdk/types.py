@@ -61,6 +61,19 @@ class ResourceOptions(TypedDict, total=False):
     inodes: int | None
 
 
+class GuaranteeOptions(TypedDict, total=False):
+    """Floors and ceilings of a tenant or an instance. None is none, absent is that of now."""
+
+    floor_out: int | None  # bit/s
+    floor_in: int | None
+    ceiling_out: int | None
+    ceiling_in: int | None
+    packets_out: int | None  # a second, of instances only
+    packets_in: int | None
+    cpus: float | None
+    memory: int | None  # bytes
+
+
 class EventView(Struct, kw_only=True):
     """A change of an object, or an entry of the audit log (`kind` "request"). Fields that an action does not have are
     None; `details` are further ones. `revision` and `pid` are for those who see the host."""

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from insula.control.context import Context, going_down
-from insula.control.keys import NETWORKS, ROUTERS, TENANTS
+from insula.control.keys import GUARANTEES, NETWORKS, ROUTERS, TENANTS
 from insula.control.networks.intents import Intents
 from insula.control.tasks import Tasks
 from insula.model.errors import InsulaError, NotFound
@@ -61,7 +61,7 @@ class NetworkController:
 
     async def begin(self, revision: int) -> None:
         """Reconcile all tenants, and from now on each one that changes in the store after `revision`."""
-        for prefix in (TENANTS.prefix_all(), NETWORKS.prefix_all(), ROUTERS.prefix_all()):
+        for prefix in (TENANTS.prefix_all(), NETWORKS.prefix_all(), ROUTERS.prefix_all(), GUARANTEES.prefix_all()):
             self._watching.append(self._tasks.spawn(self._watch(prefix, revision)))
         await self.resync()
 
@@ -185,6 +185,8 @@ class NetworkController:
         errors: dict[str, Exception] = {}
         try:
             await asyncio.to_thread(self.context.groups.ensure, intent.tenant)
+            if floors := self.intents.floors.get(intent.tenant.name):
+                await asyncio.to_thread(self.context.groups.promise, intent.tenant.name, floors)
         except Exception as error:
             errors["limits"] = error
         try:

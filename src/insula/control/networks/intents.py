@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 
 from insula.control.context import Context
-from insula.control.keys import NETWORKS, ROUTERS, TENANTS
+from insula.control.keys import GUARANTEES, NETWORKS, ROUTERS, TENANTS
+from insula.control.networks.shaping import floors_of, shaping_of
+from insula.model.guarantees import Floors
 from insula.model.objects import Instance, Port
 from insula.network.intent import TenantIntent
+from insula.network.link import measured_link
 
 
 class Intents:
     """Builder of intents. `instances` returns a tenant's instances on this host, each with whether it runs; the name of
     a running instance resolves. `seen` maps tenants to the revision of the store that their last intent was built from.
+    `floors` are the CPUs and the memory that they were promised then.
     """
 
     def __init__(self, context: Context, instances: Callable[[str], Iterable[tuple[Instance, bool]]]) -> None:
         self.context = context
         self.seen: dict[str, int] = {}
+        self.floors: dict[str, Floors] = {}
         self._instances = instances
+        self._link: int | None = None  # the bandwidth of this host; measured again while it isn't known
 
     async def build(self, name: str) -> TenantIntent | None:
         """The tenant's intent, or None if there is no such tenant. The caller holds the tenant's lock, so that of two
@@ -28,17 +35,30 @@ class Intents:
         routers = (await store.list(ROUTERS.prefix(name))).entries
         if (found := await TENANTS.get(store, name)) is None:
             self.seen.pop(name, None)
+            self.floors.pop(name, None)
             return None
+        listed = GUARANTEES.sort_out((await store.list(GUARANTEES.prefix_all())).entries)[0]
+        guarantees, link = [each.value for each in listed], await self.link()
         self.seen[name] = snapshot.revision  # instances are read after that, and may be newer
         instances = list(self._instances(name))
+        here = [instance for instance, _ in instances]
+        self.floors[name] = floors_of(found.value, guarantees, here)
         return TenantIntent(
             tenant=found.value,
             networks=[each.value for each in NETWORKS.sort_out(snapshot.entries)[0]],
             routers=[each.value for each in ROUTERS.sort_out(routers)[0]],
             ports=[port for instance, _ in instances for port in instance.ports],
             names={i.name: [a for port in i.plugged for a in addresses(port)] for i, runs in instances if runs},
+            shaping=shaping_of(found.value, guarantees, here, link),
             complete=not self.context.unreadable,
         )
+
+    async def link(self) -> int | None:
+        """The bandwidth of this host in bits a second, configured or measured; None if it isn't known."""
+        if self._link is None:
+            configured = self.context.settings.network.link_bits
+            self._link = configured or await asyncio.to_thread(measured_link)
+        return self._link
 
 
 def addresses(port: Port) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from insula.client import remotes, sessions
 from insula.sdk._async.calls import AsyncCaller
 from insula.sdk._async.declared import AsyncDeclaredOperations
+from insula.sdk._async.guarantees import AsyncGuaranteeOperations
 from insula.sdk._async.host import AsyncAuditOperations, AsyncHostOperations
 from insula.sdk._async.http import AsyncHTTPSTransport, AsyncUnixTransport
 from insula.sdk._async.identities import AsyncIdentityOperations
@@ -34,6 +35,7 @@ class AsyncInsula:
         caller = AsyncCaller(self.transport, token)
         self.tenants = AsyncTenantOperations(caller)
         self.networks = AsyncNetworkOperations(caller)
+        self.guarantees = AsyncGuaranteeOperations(caller)
         self.routers = AsyncRouterOperations(caller)
         self.images = AsyncImageOperations(caller)
         self.instances = AsyncInstanceOperations(caller)

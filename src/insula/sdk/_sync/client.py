@@ -7,6 +7,7 @@ from collections.abc import Callable
 from insula.client import remotes, sessions
 from insula.sdk._sync.calls import Caller
 from insula.sdk._sync.declared import DeclaredOperations
+from insula.sdk._sync.guarantees import GuaranteeOperations
 from insula.sdk._sync.host import AuditOperations, HostOperations
 from insula.sdk._sync.http import HTTPSTransport, UnixTransport
 from insula.sdk._sync.identities import IdentityOperations
@@ -32,6 +33,7 @@ class Insula:
         caller = Caller(self.transport, token)
         self.tenants = TenantOperations(caller)
         self.networks = NetworkOperations(caller)
+        self.guarantees = GuaranteeOperations(caller)
         self.routers = RouterOperations(caller)
         self.images = ImageOperations(caller)
         self.instances = InstanceOperations(caller)

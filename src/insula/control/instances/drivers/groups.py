@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 from pathlib import Path
 
 from insula.control.instances.drivers.base import GroupCounters
@@ -11,8 +12,11 @@ from insula.control.instances.drivers.directory import boot_id
 from insula.kernel.cgroups import Cgroup, Resources
 from insula.kernel.cgroups.base import distinct
 from insula.model.errors import Failed
+from insula.model.guarantees import Floors
 from insula.model.objects import Limits, Tenant
 
+_WEIGHTS, _LIGHT = 10_000, 5  # cpu.weight of the whole host, and of a group without a floor beside others
+_SHARES, _LIGHT_SHARES = 262_144, 131  # the same for cpu.shares of version 1
 _CPU_PERIOD = 100_000  # µs
 _HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
 
@@ -55,6 +59,22 @@ class TenantGroups:
             hint = "`insula doctor` tells what this host lacks"
             raise Failed(f"the control group of tenant {tenant.name} can't be made: {error}", hint) from error
 
+    def promise(self, name: str, floors: Floors) -> None:
+        """Set the weights and the protected memory of a tenant's group, and of those of its instances. Failed."""
+        group = self.group(name)
+        members = {id_: Cgroup(f"{group.path}/{id_}") for id_ in floors.instances}
+        try:
+            _promise(Cgroup(self.prefix), None, floors.all_memory, shared=False)
+            _promise(group, floors.cpus, floors.memory, shared=floors.shared)
+            among = any(each.cpus is not None for each in floors.instances.values())
+            for id_, member in members.items():
+                if member.exists():
+                    each = floors.instances[id_]
+                    _promise(member, each.cpus, each.memory, shared=among)
+        except OSError as error:
+            hint = "`insula doctor` tells what this host lacks"
+            raise Failed(f"CPU and memory of tenant {name} can't be promised: {error}", hint) from error
+
     def of_images(self, name: str) -> list[str]:
         """Make the group below the tenant's for processes that fetch and send images. Returns the files to which a
         process writes ``0`` to join it; none on a host without control groups. OSError."""
@@ -76,6 +96,27 @@ class TenantGroups:
     def take_down(self) -> None:
         """Remove the groups of all tenants. OSError, Failed."""
         Cgroup(self.prefix).remove()
+
+
+def _promise(group: Cgroup, cpus: float | None, memory: int | None, *, shared: bool) -> None:
+    """Set a group's floors. Processors are shared by weight among groups of one parent: one with a floor weighs what it
+    is promised, and others little while any has a floor (`shared`). Memory below the floor is reclaimed last. OSError,
+    but not on a host that lacks a controller if nothing is promised."""
+    part = None if cpus is None else min(cpus / len(os.sched_getaffinity(0)), 1.0)
+    if group.tree.unified:
+        weight = 100 if not shared else max(1, round(_WEIGHTS * part)) if part is not None else _LIGHT
+        weights: Resources = {"unified": {"cpu.weight": str(weight)}}
+        protected: Resources = {"unified": {"memory.low": str(memory or 0)}}
+    else:
+        shares = 1024 if not shared else max(2, round(_SHARES * part)) if part is not None else _LIGHT_SHARES
+        weights = {"cpu": {"shares": shares}}
+        protected = {"memory": {"reservation": memory or -1}}
+    for resources, promised in ((weights, cpus), (protected, memory)):
+        try:
+            group.update(resources)
+        except OSError as error:
+            if promised or error.errno != errno.EOPNOTSUPP:
+                raise
 
 
 def counters(group: Cgroup) -> GroupCounters | None:

@@ -1,0 +1,75 @@
+"""`[network]` of insulad.toml: the settings of tenants' networks on this host, and the checks of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from typing import Any
+
+import msgspec
+
+from insula.model.errors import Invalid
+from insula.model.rules import MAX_BANDWIDTH
+from insula.model.units import parse_rate, shorten
+
+_MAX_RESOLVERS = 8
+_LEAST_LINK = 1_000_000  # bits a second
+_UPLINK_BITS = 1  # each tenant has two addresses of each range
+
+
+class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[network]`: ranges of the uplinks' addresses, and the upstream name servers. None: the host's. `link` is the
+    bandwidth of this host in each direction, as in "10gbit"; "auto" has it measured."""
+
+    range4: str = "100.64.0.0/10"
+    range6: str = "fd69:6e73:756c:6100::/64"
+    resolvers: list[str] | None = None
+    link: str = "auto"
+
+    @property
+    def link_bits(self) -> int | None:
+        return None if self.link == "auto" else parse_rate(self.link)
+
+
+def check_network(network: NetworkSettings, wrong: Callable[..., Invalid]) -> None:
+    """Check the values. Raises what `wrong` returns for a key, a value, what is wrong and a hint."""
+    _check_range("range4", network.range4, IPv4Network, wrong)
+    _check_range("range6", network.range6, IPv6Network, wrong)
+    if len(network.resolvers or ()) > _MAX_RESOLVERS:
+        raise wrong("network.resolvers", network.resolvers, "are too many", f"name at most {_MAX_RESOLVERS}")
+    for text in network.resolvers or ():
+        _check_resolver(text, wrong)
+    _check_link(network, wrong)
+
+
+def _check_link(network: NetworkSettings, wrong: Any) -> None:
+    try:
+        bits = network.link_bits
+    except Invalid as error:
+        raise wrong("network.link", network.link, "is no rate", error.hint or "as in 10gbit") from None
+    if bits is not None and not _LEAST_LINK <= bits <= MAX_BANDWIDTH:
+        raise wrong("network.link", network.link, "is out of bounds", "1mbit to 400gbit")
+
+
+def _check_range(key: str, text: str, kind: type[IPv4Network] | type[IPv6Network], wrong: Any) -> None:
+    usual = getattr(NetworkSettings(), key)
+    key = f"network.{key}"
+    try:
+        network = kind(text)
+    except ValueError as error:
+        raise wrong(key, text, f"is no network: {shorten(str(error), 100)}", f"as in {usual}") from None
+    if network.max_prefixlen - network.prefixlen < _UPLINK_BITS:
+        raise wrong(key, text, "has no room for a tenant", "each needs two addresses")
+    if network.prefixlen == 0 or network.is_multicast or network.is_loopback or network.is_link_local:
+        raise wrong(key, text, "can't hold addresses of hosts", f"as in {usual}")
+
+
+def _check_resolver(text: str, wrong: Any) -> None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise wrong("network.resolvers", text, "is no IP address", "as in 192.0.2.53") from None
+    if address.is_loopback or address.is_multicast or address.is_unspecified or "%" in text:
+        raise wrong("network.resolvers", text, "can't be asked by tenants", "name a server on the network")
+    if not isinstance(address, IPv4Address) and address.is_link_local:
+        raise wrong("network.resolvers", text, "can't be asked by tenants", "name a server on the network")
