@@ -186,6 +186,11 @@ def uplink_mac(index: int, *, host: bool) -> str:
     return _mac(0x02 if host else 0x03, index)
 
 
+def peering_mac(index: int, *, first: bool) -> str:
+    """Return the MAC address of the first or second end of the peering with that index."""
+    return _mac(0x00, 2 * index + first)
+
+
 def _mac(kind: int, index: int) -> str:
     return ":".join(f"{octet:02x}" for octet in (0x02, kind, *index.to_bytes(4, "big")))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from insula.model.guarantees import Shaping
 from insula.model.objects import Network, Port, Struct, Tenant
-from insula.model.policies import AddressGroup, OperatorPolicy, Policy
+from insula.model.policies import AddressGroup, OperatorPolicy, Policy, PortMatch
 from insula.model.routers import Router
 
 
@@ -36,6 +36,22 @@ class RemotePort(Struct, kw_only=True):
     host: str
 
 
+class PeeringIntent(Struct, kw_only=True):
+    """A peering with the tenant `peer`, as this tenant sees it. `index` is unique on this cloud.
+
+    `networks` are the names of this tenant's networks in it, and `allow` the ports there that the peer may open
+    connections to. `others` are the peer's networks. `names` are the peer's instances there, with their addresses.
+    """
+
+    index: int
+    name: str
+    peer: Tenant
+    networks: Sequence[str] = ()
+    allow: Sequence[PortMatch] = ()
+    others: Sequence[Network] = ()
+    names: Mapping[str, Sequence[str]] = {}
+
+
 class TenantIntent(Struct, kw_only=True):
     """Everything that a fabric installs for one tenant. A new capability of fabrics becomes a field with a default.
 
@@ -53,5 +69,6 @@ class TenantIntent(Struct, kw_only=True):
     remotes: Sequence[RemotePort] = ()
     names: Mapping[str, Sequence[str]] = {}
     policy: PolicyIntent = PolicyIntent()
+    peerings: Sequence[PeeringIntent] = ()
     complete: bool = True
     shaping: Shaping | None = None

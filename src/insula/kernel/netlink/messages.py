@@ -29,7 +29,7 @@ BRPORT_MCAST_FLOOD, BRPORT_BCAST_FLOOD, BRPORT_NEIGH_SUPPRESS = 27, 30, 32
 VXLAN_ID, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 VETH_INFO_PEER, IFA_F_NODAD = 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
 RT_TABLE_MAIN, RTN_UNICAST, RTNH_F_ONLINK = 254, 1, 4
 FRA_IIFNAME, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL, FR_ACT_TO_TBL = 3, 6, 14, 15, 21, 1
 NDA_DST, NDA_LLADDR = 1, 2
@@ -100,6 +100,7 @@ class Route(NamedTuple):
     destination: str  # in CIDR notation
     gateway: str | None
     link: int
+    source: str | None = None  # of packets of the namespace itself
 
 
 class Rule(NamedTuple):
@@ -192,6 +193,7 @@ def parse_route(body: bytes) -> Route | None:
         destination=f"{ip_address(to)}/{length}",
         gateway=str(ip_address(through)) if through else None,
         link=rtattr.integer(attributes[RTA_OIF]),
+        source=str(ip_address(attributes[RTA_PREFSRC])) if RTA_PREFSRC in attributes else None,
     )
 
 

@@ -226,6 +226,7 @@ def _route_body(route: Route, protocol: int, flags: int) -> bytes:
         (rt.RTA_DST, packed if int(length) else None),
         (rt.RTA_OIF, rtattr.u32(route.link)),
         (rt.RTA_GATEWAY, route.gateway and _packed(route.gateway)[1]),
+        (rt.RTA_PREFSRC, route.source and _packed(route.source)[1]),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -12,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from insula.kernel import modules, netlink, records, trees
+from insula.kernel import modules, netlink
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink.nftables import NftablesSocket
@@ -37,16 +36,19 @@ from insula.network.linux import (
     readback,
     resolver,
     rules,
+    status,
     sysctl,
 )
 from insula.network.linux.calls import Calls, about_host, about_tenant
-from insula.network.linux.deletion import DeferredDeletion, is_gone
+from insula.network.linux.deletion import DeferredDeletion
 from insula.network.linux.guarantees.shaper import Shaper
 from insula.network.linux.guests import GuestServer
 from insula.network.linux.interpreter.interpreters import Interpreters
 from insula.network.linux.naming import Naming
 from insula.network.linux.neighbours import enlarge_tables
-from insula.network.linux.state import addresses, gateways
+from insula.network.linux.peers import Peers
+from insula.network.linux.records import TenantRecords
+from insula.network.linux.state import addresses
 from insula.network.linux.sysctl import HostSettings
 from insula.network.linux.tenant import TenantNamespace, recording
 from insula.network.linux.underlay import Members, Underlay
@@ -81,13 +83,14 @@ class LinuxFabric:
         self._members: Members | None = None
         self.naming = Naming(prefix, IPv4Network(range4), IPv6Network(range6))
         self._run = run / "network"
-        self._records = self._run / "tenants"
+        self._records = TenantRecords(self._run)
         self._settings = HostSettings(self._run / "sysctl.json")
         self._procfs = sysctl.Procfs()
         self._servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
         self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix), groups)
         self._tenants: dict[str, TenantNamespace] = {}
         self.shaper = Shaper(self.naming)
+        self._peers = Peers(self.naming, self._records)
         self._deletion = DeferredDeletion()
         self._interpreters = Interpreters(self.naming, ipv6=os.path.exists("/proc/sys/net/ipv6"))
         self._calls = Calls()
@@ -104,7 +107,7 @@ class LinuxFabric:
         """Install the host's table, and enable forwarding on the host."""
         if os.geteuid() != 0:
             raise Unavailable("networks need root", "start insulad as root")
-        for directory in (self._run, self._records):  # readable by root only: it has data of all tenants
+        for directory in (self._run, self._records.directory):  # readable by root only: it has data of all tenants
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o700)
         _require_bridge_filter()
@@ -200,7 +203,7 @@ class LinuxFabric:
     def _apply(self, intent: TenantIntent) -> dict[str, InsulaError]:
         host, _ = self._handles()
         tenant, errors = intent.tenant, dict[str, InsulaError]()
-        self._record(tenant)
+        self._records.add(tenant)
         namespaces.create(self.naming.namespace(tenant.name))
         namespace = self._tenant(tenant)
         made: Sequence[Network] = ()
@@ -215,8 +218,9 @@ class LinuxFabric:
         with recording(errors, "tenant"):
             for network in made:
                 self._await_resolver(namespace, network)
+        self._peers.apply(namespace, intent, errors)
         with recording(errors, "names"):
-            self._resolver.set_names(tenant, intent.names)
+            self._resolver.set_names(tenant, {**intent.names, **self._peers.names(intent)})
         self._deletion.wake(namespace)
         return errors
 
@@ -259,14 +263,16 @@ class LinuxFabric:
             namespace = self._tenants.pop(name, None)
         if namespace:
             namespace.close()
-        self._remove_overlay(name)
         self.shaper.remove(host, index)
+        self._peers.forget(name)
+        self._remove_devices(name)
         host.execute(netlink.delete_link(name=self.naming.uplink(index)))
         namespaces.remove(self.naming.namespace(name))
-        (self._records / name).unlink(missing_ok=True)
+        self._records.remove(name)
 
-    def _remove_overlay(self, name: str) -> None:
-        """Delete the tenant's VXLAN devices now: a namespace ends some time later, and holds the VNIs until then."""
+    def _remove_devices(self, name: str) -> None:
+        """Delete the tenant's VXLAN devices and peerings now: a namespace ends some time later, and its VNIs are taken
+        until then."""
         netns = namespaces.open_named(self.naming.namespace(name))
         if netns is not None:
             try:
@@ -281,28 +287,10 @@ class LinuxFabric:
         ports = enumerate(self._servers, host_rules.FIRST_DNS_PORT)
         return [f"{host6 if ':' in server else host}#{port}" for port, server in ports]
 
-    def _record(self, tenant: Tenant) -> None:
-        """Record that this tenant is about to be made, so that `sweep` can remove it after a crash."""
-        record = self._records / tenant.name
-        if not record.exists():
-            draft = self._run / f"{tenant.name}.new"
-            draft.write_text(json.dumps({"index": tenant.index}))
-            draft.rename(record)
-
     def _check_recorded(self, tenant: Tenant) -> None:
         """Check that the tenant was not removed meanwhile, or its names would be left behind. NotFound."""
-        if not (self._records / tenant.name).exists():
+        if not self._records.has(tenant):
             raise _no_namespace(tenant)
-
-    def _recorded(self) -> dict[str, int]:
-        """Return the index by name of all recorded tenants."""
-        found = {}
-        for path in self._records.iterdir():
-            try:
-                found[path.name] = int(json.loads(records.read(path))["index"])
-            except (OSError, ValueError, KeyError, TypeError):  # `apply` writes it again if the tenant exists
-                trees.remove(path)
-        return found
 
     def _tenant(self, tenant: Tenant) -> TenantNamespace:
         with self._lock:
@@ -330,11 +318,15 @@ class LinuxFabric:
         self._check_recorded(tenant)
         self._tenant(tenant).plug(network, port, nic.fd, beside)
         self._resolver.add_name(tenant, port.instance, addresses(port))
+        for peer, name in self._peers.names_beyond(tenant, port):
+            self._resolver.add_name(peer, name, addresses(port))
 
     @about_tenant
     def unplug(self, tenant: Tenant, network: Network, port: Port, nic: Nic | None = None, beside: Places = ()) -> None:
         """Block the port's packets now, and schedule the deletion of its device; with `nic` delete it now."""
         self._resolver.remove_name(tenant.name, port.instance, addresses(port))
+        for peer, name in self._peers.names_beyond(tenant, port):
+            self._resolver.remove_name(peer.name, name, addresses(port))
         with contextlib.suppress(NotFound):  # the namespace is gone with everything in it
             namespace = self._tenant(tenant)
             namespace.unplug(network, port)
@@ -361,20 +353,7 @@ class LinuxFabric:
             namespace = self._tenant(tenant)
         except NotFound as error:
             return NetworkStatus(ready=False, reason=error.message)
-        links = [link for link in namespace.rtnl.links() if not is_gone(link.group)]
-        bridge = next((link for link in links if link.name == naming.bridge(network.index)), None)
-        if bridge is None or not bridge.up:
-            return NetworkStatus(
-                ready=False, reason="the bridge is missing" if bridge is None else "the bridge is down"
-            )
-        ports = sum(link.master == bridge.index for link in links)
-        present = {a.address for a in namespace.rtnl.addresses() if a.index == bridge.index}
-        for address in gateways(network):
-            if address not in present:
-                return NetworkStatus(ready=False, reason=f"gateway {address} is missing", ports=ports)
-        if not call_in(namespace.netns, lambda: resolver.answers(network.gateway, tenant.name)):
-            return NetworkStatus(ready=False, reason=f"no resolver answers at {network.gateway}", ports=ports)
-        return NetworkStatus(ready=True, ports=ports)
+        return status.of_network(namespace, network)
 
     @about_tenant
     def router_status(self, tenant: Tenant, networks: Sequence[Network], router: Router) -> RouterStatus:
@@ -450,7 +429,7 @@ class LinuxFabric:
     def _sweep(self, keep: Iterable[Tenant], turn: Callable[[str], contextlib.AbstractContextManager[None]]) -> None:
         host, _ = self._handles()
         wanted = {tenant.name: tenant for tenant in keep}
-        for name, index in self._recorded().items():
+        for name, index in self._records.indices().items():
             if name not in wanted or wanted[name].index != index:
                 with turn(name):
                     self._remove_tenant(name, index)

@@ -21,6 +21,7 @@ EGRESS: Final = "egress"  # the beginning of the names of devices there: see `li
 MTU: Final = 1500  # of the uplinks
 _GUARANTEED: Final = 1 << 15  # the first address of a range that is no uplink's
 MAX_PORTS: Final = 1023  # of a bridge (BR_MAX_PORTS in net/bridge/br_private.h, without number 0)
+PEERING: Final = "peer"  # the beginning of the names of devices there that lead to other tenants
 # the first interface indices of bridges, VXLAN devices and ports
 _NETWORKS, _VXLANS, _PORTS = 1_000_000_000, 1_500_000_000, 2_000_000_000
 _PREFIX = re.compile(r"[a-z][a-z0-9-]{0,30}")
@@ -36,6 +37,10 @@ def port(index: int) -> str:
 
 def vxlan(network: int) -> str:
     return f"vx{network}"
+
+
+def peering(index: int) -> str:
+    return f"{PEERING}{index}"
 
 
 def egress(number: int) -> str:

@@ -86,9 +86,12 @@ def delete(rtnl: Rtnl, network: Network, now: InstalledState) -> None:
 
 
 def remove() -> None:
-    """Delete all VXLAN devices of the calling thread's namespace."""
+    """Delete all devices of the calling thread's namespace that lead to other hosts or other tenants."""
     with Rtnl() as rtnl:
-        mine = [link.index for link in rtnl.links() if naming.number(link.name, "vx") is not None]
+        heads = ("vx", naming.PEERING)
+        mine = [
+            link.index for link in rtnl.links() if any(naming.number(link.name, each) is not None for each in heads)
+        ]
         rtnl.execute(*(netlink.delete_link(index=index) for index in mine))
 
 

@@ -55,6 +55,7 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
         *_routing_drift(networks, namespace.rtnl.rules(), elements),
         *_port_drift(ports, links, forwarding, elements),
         *_overlay_drift(namespace, links, forwarding, elements),
+        *_peering_drift(namespace, links),
         *_orphans(links, elements),
     ]
     return Installed(
@@ -240,6 +241,29 @@ def _overlay_drift(
                 yield f"{naming.bridge(network)} has no neighbour entry for {mac}"
 
 
+def _peering_drift(namespace: TenantNamespace, links: dict[int, Link]) -> Iterator[str]:
+    """Check devices that lead to other tenants: that they are up, and that packets find the way to the other end."""
+    routes = namespace.rtnl.routes()
+    for link in links.values():
+        if naming.number(link.name, naming.PEERING) is None:
+            continue
+        if link.kind != "veth" or link.namespace is None:
+            yield f"device {link.name} does not lead to another namespace"
+        if not link.up:
+            yield f"device {link.name} is down"
+        hops = {route.gateway for route in routes if route.link == link.index}
+        known = {
+            entry.address
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for entry in namespace.rtnl.neighbours(family)
+            if entry.permanent and entry.index == link.index
+        }
+        if not hops:
+            yield f"no route leads through {link.name}"
+        for hop in sorted(map(str, hops - known)):
+            yield f"next hop {hop} of {link.name} is unknown"
+
+
 def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) -> Iterator[str]:
     """Return unknown devices, and devices that set elements allow although they don't exist. A counter may outlive its
     device until it was read."""
@@ -249,6 +273,6 @@ def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) 
         yield f"rule elements of {device}, which does not exist"
     for link in links.values():
         if link.name not in ("lo", naming.UPLINK) and all(
-            naming.number(link.name, head) is None for head in ("br", "p", "vx", naming.EGRESS)
+            naming.number(link.name, head) is None for head in ("br", "p", "vx", naming.EGRESS, naming.PEERING)
         ):
             yield f"device {link.name} is not ours"

@@ -1,6 +1,7 @@
 """DNS for instances: one dnsmasq(8) in each tenant's namespace, which listens at the gateways of all its networks.
 
-It answers `web` and `web.<tenant>.internal`. It never forwards queries for `.internal` or for names without a dot.
+It answers `web` and `web.<tenant>.internal`, and `web.<other>.peer` for the instances of other tenants that there is a
+peering with. It never forwards queries for `.internal`, for `.peer` or for names without a dot.
 Other queries go to the host's end of the tenant's uplink, where the host's rules translate them to the host's name
 servers: a tenant's own network may have the servers' addresses.
 
@@ -27,6 +28,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +39,7 @@ from insula.kernel.cgroups import Cgroup
 from insula.kernel.netns import call_in
 from insula.model.errors import Failed, Unavailable
 from insula.model.objects import Tenant
+from insula.model.peerings import DOMAIN as PEER
 from insula.model.units import check_label
 from insula.network.linux import confine, naming
 
@@ -84,34 +87,38 @@ class Resolver:
     def __init__(self, directory: Path, groups: str | None = None) -> None:
         self._directory = directory
         self._groups = groups
+        self._writing = threading.Lock()  # a tenant's instances have names in the files of its peers, too
 
     def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
         """Replace all names of a tenant; unchanged files are not written."""
-        wanted: dict[str, list[str]] = {}
-        for name, addresses in sorted(names.items()):
-            wanted.setdefault(_bucket(name), []).extend(_lines(tenant.name, name, addresses))
-        self._prepare(tenant)
-        for bucket in os.listdir(self._hosts(tenant.name)):
-            wanted.setdefault(bucket, [])
-        for bucket, lines in wanted.items():
-            self._write(tenant.name, bucket, lines, self._lines_of(tenant.name, bucket))
+        with self._writing:
+            wanted: dict[str, list[str]] = {}
+            for name, addresses in sorted(names.items()):
+                wanted.setdefault(_bucket(name), []).extend(_lines(tenant.name, name, addresses))
+            self._prepare(tenant)
+            for bucket in os.listdir(self._hosts(tenant.name)):
+                wanted.setdefault(bucket, [])
+            for bucket, lines in wanted.items():
+                self._write(tenant.name, bucket, lines, self._lines_of(tenant.name, bucket))
 
     def add_name(self, tenant: Tenant, name: str, addresses: Sequence[str]) -> None:
         """Add addresses to a name. The time does not depend on the number of names."""
-        lines, bucket = _lines(tenant.name, name, addresses), _bucket(name)
-        before = self._lines_of(tenant.name, bucket)
-        wanted = [line for line in before if line not in lines] + lines
-        try:
-            self._write(tenant.name, bucket, wanted, before)
-        except FileNotFoundError:  # the tenant's directories are missing
-            self._prepare(tenant)
-            self._write(tenant.name, bucket, wanted, before)
+        with self._writing:
+            lines, bucket = _lines(tenant.name, name, addresses), _bucket(name)
+            before = self._lines_of(tenant.name, bucket)
+            wanted = [line for line in before if line not in lines] + lines
+            try:
+                self._write(tenant.name, bucket, wanted, before)
+            except FileNotFoundError:  # the tenant's directories are missing
+                self._prepare(tenant)
+                self._write(tenant.name, bucket, wanted, before)
 
     def remove_name(self, tenant: str, name: str, addresses: Sequence[str]) -> None:
         """Remove addresses from a name."""
-        lines, bucket = _lines(tenant, name, addresses), _bucket(name)
-        before = self._lines_of(tenant, bucket)
-        self._write(tenant, bucket, [line for line in before if line not in lines], before)
+        with self._writing:
+            lines, bucket = _lines(tenant, name, addresses), _bucket(name)
+            before = self._lines_of(tenant, bucket)
+            self._write(tenant, bucket, [line for line in before if line not in lines], before)
 
     def _lines_of(self, tenant: str, bucket: str) -> list[str]:
         try:
@@ -259,6 +266,7 @@ class Resolver:
             "--domain-needed",
             "--bogus-priv",
             f"--local=/{DOMAIN}/",
+            f"--local=/{PEER}/",
             f"--domain={tenant}.{DOMAIN}",
             *(f"--server={server}" for server in servers),
         ]
@@ -314,7 +322,11 @@ def _bucket(name: str) -> str:
 
 
 def _lines(tenant: str, name: str, addresses: Sequence[str]) -> list[str]:
-    check_label("instance", name)
+    labels = name.split(".")
+    for label in labels:
+        check_label("instance", label)
+    if len(labels) > 1:
+        return [f"{ip_address(address)} {name}\n" for address in addresses]
     return [f"{ip_address(address)} {name} {name}.{tenant}.{DOMAIN}\n" for address in addresses]
 
 

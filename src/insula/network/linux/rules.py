@@ -136,6 +136,8 @@ table inet {table} {{
     set gateways6 {{ typeof iifname . ip6 daddr; }}
     set routed4 {{ typeof iifname . ip daddr; }}
     set routed6 {{ typeof iifname . ip6 daddr; }}
+    set peer_protocols {{ type ifname . inet_proto; }}
+    set peer_ports {{ type ifname . inet_proto . inet_service; }}
     set egress_sent {{ typeof meta nfproto; counter; }}
     set egress_received {{ typeof meta nfproto; counter; }}
 
@@ -186,8 +188,22 @@ table inet {table} {{
         iifname @bridges ct state new add @connections4 {{ ip saddr ct count over {each} }} drop
         iifname @bridges ct state new add @connections6 {{ ip6 saddr ct count over {each} }} drop
         oifname "{uplink}" ct state new ct count over {connections} drop comment "tenants share the host's table"
+        ct direction original iifname "{peering}*" jump from_peer
+        ct direction reply oifname "{peering}*" jump to_peer
         jump policies
         ct mark set meta nfproto map @epoch accept
+    }}
+    chain from_peer {{
+        iifname . meta l4proto @peer_protocols return
+        meta l4proto tcp iifname . meta l4proto . ct reply proto-src @peer_ports return
+        meta l4proto udp iifname . meta l4proto . ct reply proto-src @peer_ports return
+        reject with icmpx admin-prohibited
+    }}
+    chain to_peer {{
+        oifname . meta l4proto @peer_protocols return
+        meta l4proto tcp oifname . meta l4proto . ct reply proto-src @peer_ports return
+        meta l4proto udp oifname . meta l4proto . ct reply proto-src @peer_ports return
+        reject with icmpx admin-prohibited
     }}
     chain policies {{
     }}
@@ -226,6 +242,7 @@ def tenant_rules(table: str) -> str:
         table=table,
         uplink=naming.UPLINK,
         egress=naming.EGRESS,
+        peering=naming.PEERING,
         metadata4=", ".join(METADATA4),
         connections=CONNECTIONS,
         each=CONNECTIONS_EACH,
@@ -280,6 +297,8 @@ _TYPES: Final = {
     "inet gateways6": "d6",
     "inet routed4": "d4",
     "inet routed6": "d6",
+    "inet peer_protocols": "dp",
+    "inet peer_ports": "dps",
     "inet egress_sent": "v",
     "inet egress_received": "v",
 }

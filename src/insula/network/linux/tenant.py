@@ -24,7 +24,7 @@ from insula.model.routers import Router
 from insula.network.addresses import gateway_mac, uplink_mac
 from insula.network.fabric import Places, Traffic, TrafficCounter
 from insula.network.intent import RemotePort, TenantIntent
-from insula.network.linux import interfaces, naming, neighbours, overlay, routing, rules, state, sysctl
+from insula.network.linux import interfaces, naming, neighbours, overlay, peering, routing, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.guests import GuestServer
@@ -63,6 +63,7 @@ class TenantNamespace:
         self._deleting = threading.Lock()
         self._closed = False
         self._networks: set[int] = set()  # of all intents so far
+        self._peerings: set[int] = set()  # of all intents so far
         self._ports: set[int] = set()  # of all intents so far, and those that were plugged
         self._routed: rules.Elements = {}  # of the routers of the last intent
         self._marked_groups: set[int] = set()  # for `delete_marked`
@@ -198,18 +199,22 @@ class TenantNamespace:
         """Remove networks and ports that are not in the intent; if it is incomplete only those of earlier intents."""
         networks = {network.index for network in intent.networks}
         ports = {port.index: port for port in intent.ports}
+        peerings = {peering.index for peering in intent.peerings}
         for link in now.links.values():
             network, port = naming.number(link.name, "br"), naming.number(link.name, "p")
             network = naming.number(link.name, "vx") if network is None else network
             stale = network is not None and network not in networks and (intent.complete or network in self._networks)
+            joined = naming.number(link.name, naming.PEERING)
+            stale |= joined is not None and joined not in peerings and (intent.complete or joined in self._peerings)
             stale |= port is not None and port not in ports and (intent.complete or port in self._ports)
             stale |= port in ports and link.index != naming.port_index(ports[port].index)
             if stale:
                 self.rtnl.execute(netlink.delete_link(index=link.index))
         self._networks |= networks
         self._ports |= ports.keys()
+        self._peerings |= peerings
         if intent.complete:
-            self._networks, self._ports = networks, set(ports)
+            self._networks, self._ports, self._peerings = networks, set(ports), peerings
             known = {address for port in intent.ports for address in addresses(port)}
             known |= {address for remote in intent.remotes for address in overlay.addresses(remote)}
             for index, address in now.neighbours:
@@ -262,6 +267,7 @@ class TenantNamespace:
         wanted: list[rules.Elements] = [rules.OF_EGRESS, counted]
         routed = routing.elements(networks, intent.routers)
         wanted += [*map(rules.of_network, networks.values()), *map(rules.of_port, ports), routed]
+        wanted.append(peering.elements(networks, intent.peerings))
         wanted += [rules.of_remote(*each) for each in remotes]
         if not intent.complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}

@@ -1,0 +1,75 @@
+"""Two tenants with a peering, on the fabric alone: acme with web and db, globex with app and spy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from insula.model.objects import Network
+from insula.model.policies import PortMatch
+from insula.network.intent import PeeringIntent, TenantIntent
+from insula.network.linux.state import addresses
+from tests.support.lab import Lab
+
+INDEX = 7
+TCP80 = PortMatch(protocol="tcp", port=80)
+ICMP = PortMatch(protocol="icmp")
+
+
+class PeeredLab(Lab):
+    """A lab with peerings: `sides` has by tenant its networks in the peering, and the ports that the other may use."""
+
+    def __init__(self, **others: Any) -> None:
+        super().__init__(**others)
+        self.sides: dict[str, tuple[list[str], list[PortMatch]]] = {}
+
+    def intent(self, tenant: str, **others: Any) -> TenantIntent:
+        whole = super().intent(tenant, **others)
+        if tenant not in self.sides or "peerings" in others:
+            return whole
+        peerings = [self._peering(tenant, other) for other in self.sides if other != tenant]
+        return msgspec.structs.replace(whole, peerings=peerings)
+
+    def _peering(self, tenant: str, other: str) -> PeeringIntent:
+        networks, allow = self.sides[tenant]
+        beyond, _ = self.sides[other]
+        names = {
+            name: addresses(each.port)
+            for (owner, name), each in self.instances.items()
+            if owner == other and each.port.network in beyond
+        }
+        return PeeringIntent(
+            index=INDEX,
+            name=f"with {other}",
+            peer=self.tenants[other],
+            networks=networks,
+            allow=allow,
+            others=[self.networks[other, name] for name in beyond],
+            names=names,
+        )
+
+    def peer(self, **sides: tuple[list[str], list[PortMatch]]) -> None:
+        """Set the sides by tenant, and apply both; without sides end the peering."""
+        tenants = {*self.sides, *sides}
+        self.sides = sides
+        for tenant in sorted(tenants):
+            self.apply(tenant)
+
+    def drift(self) -> list[str]:
+        return [text for tenant in self.tenants.values() for text in self.fabric.installed(tenant).drift]
+
+
+def two_tenants() -> PeeredLab:
+    """acme has web on net and db on back; globex has app on net and spy on back. Nobody's addresses overlap."""
+    cloud = PeeredLab()
+    for number, (tenant, names) in enumerate((("acme", ("web", "db")), ("globex", ("app", "spy"))), 1):
+        cloud.tenant(tenant)
+        for at, (network, name) in enumerate(zip(("net", "back"), names, strict=True)):
+            cloud.network(tenant, f"10.{number}.{at}.0/24", f"fd00:{number}:{at}::/64", name=network)
+            cloud.instance(tenant, name, network, 9)
+    return cloud
+
+
+def prefixes(network: Network) -> list[str]:
+    return [network.subnet, *([network.subnet6] if network.subnet6 else [])]
