@@ -101,11 +101,9 @@ class NamesWorld:
         self.gates = NameGates(Path("/run/gates"), "t")
         self.rules = EgressRules()
 
-    def allow(
-        self, *rules: NameRule, refused: Sequence[str] = (), addresses: Sequence[str] = (CLIENT4, CLIENT6)
-    ) -> None:
+    def allow(self, *rules: NameRule, addresses: Sequence[str] = (CLIENT4, CLIENT6)) -> None:
         """Put the client's rules in force."""
-        clients = {"web": ClientRules(tuple(addresses), rules, refused=tuple(refused))} if rules else {}
+        clients = {"web": ClientRules(tuple(addresses), rules)} if rules else {}
         self.apply(
             EgressRules(
                 clients,

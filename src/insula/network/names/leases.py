@@ -185,7 +185,7 @@ class Leases:
         now, wanted = self._clock(), dict[tuple[str, Destination], float]()
         sources = [each for each in rules.addresses if (":" in each) == (":" in address)]
         for name, grant in lease.grants.items():
-            for each in destinations(rules.matching(name), rules, address):
+            for each in destinations(rules.matching(name), rules, address, self.rules.operator):
                 for source in sources:
                     wanted[source, each] = max(wanted.get((source, each), 0.0), grant.expires)
         names = list(lease.grants)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from ipaddress import ip_address, ip_network
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from insula.network.names.patterns import DomainPattern
+from insula.network.names.public import within
 
 Protocol = Literal["tcp", "udp", "icmp", "icmpv6"]
 CHECKED = (80, 443)
@@ -33,13 +33,14 @@ class NameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         return DomainPattern(self.pattern[2:] if below else self.pattern, below)
 
 
-class OpenRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Addresses that other rules let the instance reach, whatever their name. Without a protocol all protocols, without
-    ports all ports."""
+class DestinationRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A range of addresses, without those in `without`, and a range of ports there. Without a protocol all protocols,
+    without ports all ports."""
 
     cidr: str
     protocol: Protocol | None = None
     ports: tuple[int, int] | None = None
+    without: tuple[str, ...] = ()
 
     def covers(self, address: str, protocol: str, port: int | None) -> bool:
         """Whether the range lets a connection to this port pass."""
@@ -51,34 +52,42 @@ class OpenRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def contains(self, address: str) -> bool:
         """Whether an address is in the range."""
-        one, range_ = ip_address(address), ip_network(self.cidr)
-        return one.version == range_.version and one in range_
+        return within(address, [self.cidr]) and not within(address, self.without)
 
 
 class ClientRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The rules of one instance. `addresses` are its own. Those in `refused` are never leased."""
+    """The rules of one instance, which has `addresses`. In `open` is what other rules let it reach, without a name."""
 
     addresses: tuple[str, ...]
     rules: tuple[NameRule, ...]
-    open: tuple[OpenRange, ...] = ()
-    refused: tuple[str, ...] = ()
+    open: tuple[DestinationRange, ...] = ()
 
     def matching(self, name: str) -> list[NameRule]:
         """Return the rules that a normalised name matches."""
         return [rule for rule in self.rules if rule.parsed.matches(name)]
 
 
+class OperatorRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the operator says about some destinations; "pass" leaves it to the tenant's rules."""
+
+    action: Literal["accept", "deny", "pass"]
+    range: DestinationRange
+
+
 class EgressRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """The rules of a tenant, by the names of its instances.
 
     `servers` are the upstream name servers (address and port), `own_servers` is the tenant's dnsmasq. `own` are the
-    tenant's subnets and other ranges that names outside must never lead to.
+    tenant's subnets and other ranges that names outside must never lead to. Of the ranges in `operator`, the first that
+    contains a destination decides whether connections through the proxy reach it; others are judged by the rules of the
+    tenant's namespace.
     """
 
     clients: dict[str, ClientRules] = {}
     servers: tuple[tuple[str, int], ...] = ()
     own_servers: tuple[tuple[str, int], ...] = ()
     own: tuple[str, ...] = ()
+    operator: tuple[OperatorRange, ...] = ()
 
     @cached_property
     def by_address(self) -> dict[str, str]:
@@ -94,10 +103,12 @@ class Destination(NamedTuple):
     checked: bool
 
 
-def destinations(rules: Sequence[NameRule], client: ClientRules, address: str) -> set[Destination]:
+def destinations(
+    rules: Sequence[NameRule], client: ClientRules, address: str, operator: Sequence[OperatorRange] = ()
+) -> set[Destination]:
     """Return what these rules of a client let pass to an address.
 
-    Ports 80 and 443 are checked, unless another rule opens them for the address anyway.
+    Ports 80 and 443 are checked, unless another rule or the operator opens them for the address anyway.
     """
 
     def found() -> Iterator[Destination]:
@@ -111,8 +122,9 @@ def destinations(rules: Sequence[NameRule], client: ClientRules, address: str) -
                 if not (rule.protocol == "tcp" and port in CHECKED):
                     yield Destination(rule.protocol, port, False)
             for port in CHECKED if rule.protocol == "tcp" else ():
-                if port in ports or not rule.ports:
-                    anyway = any(range_.covers(address, "tcp", port) for range_ in client.open)
+                action = next((each.action for each in operator if each.range.covers(address, "tcp", port)), "pass")
+                if action != "deny" and (port in ports or not rule.ports):
+                    anyway = action == "accept" or any(each.covers(address, "tcp", port) for each in client.open)
                     yield Destination("tcp", port, not anyway)
 
     return set(found())

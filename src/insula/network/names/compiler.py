@@ -1,0 +1,167 @@
+"""From a tenant's policies to the rules of egress by name, instance by instance.
+
+A rule counts if its policy is in force (not in audit), is about direction out, selects the instance, and has a DNS name
+among its peers. Its other peers, and rules without names, are compiled by the fabric; they matter here because what
+they open is open without a check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from insula.model.objects import Port
+from insula.model.policies import (
+    AnyPeer,
+    CidrPeer,
+    GroupPeer,
+    NamePeer,
+    OperatorPolicy,
+    Policy,
+    PolicyPeer,
+    PolicyRule,
+    PortMatch,
+    Selector,
+)
+from insula.network.intent import PolicyIntent, TenantIntent
+from insula.network.names.patterns import parse_pattern
+from insula.network.names.rules import (
+    MAX_PORTS,
+    ClientRules,
+    DestinationRange,
+    EgressRules,
+    NameRule,
+    OperatorRange,
+    Protocol,
+)
+
+_EVERYWHERE = "0.0.0.0/0", "::/0"
+_DNS = 53
+
+
+def egress_rules(intent: TenantIntent, servers: Sequence[tuple[str, int]], own: Sequence[str]) -> EgressRules:
+    """Return the rules of all instances that have any. `servers` are the upstream name servers, and `own` are ranges of
+    the host that names must not lead to, beside the tenant's subnets."""
+    clients: dict[str, ClientRules] = {}
+    for instance, addresses in _instances(intent.ports).items():
+        if client := client_rules(intent.policy, intent.policy.labels.get(instance, {}), addresses):
+            clients[instance] = client
+    if not clients:
+        return EgressRules()
+    subnets = [subnet for network in intent.networks for subnet in (network.subnet, network.subnet6) if subnet]
+    gateways = [gateway for network in intent.networks for gateway in (network.gateway, network.gateway6) if gateway]
+    return EgressRules(
+        clients,
+        servers=tuple(servers),
+        own_servers=tuple((gateway, _DNS) for gateway in gateways[:2]),
+        own=(*subnets, *own),
+        operator=tuple(_operator(intent.policy.operator)),
+    )
+
+
+def client_rules(policy: PolicyIntent, labels: Mapping[str, str], addresses: Iterable[str]) -> ClientRules | None:
+    """Return the rules of an instance with these labels and addresses; None if no rule with a name concerns it."""
+    concerning = [each for each in policy.policies if _concerns(each, labels)]
+    rules = [rule for each in concerning for rule in each.rules if rule.direction == "out"]
+    names = dict.fromkeys(found for rule in rules for found in _name_rules(rule))
+    if not names:
+        return None
+    ranges = (found for rule in rules for peer in rule.peers for found in _ranges(policy, peer, rule.ports))
+    return ClientRules(tuple(addresses), tuple(names), tuple(dict.fromkeys(ranges)))
+
+
+def has_names(policies: Iterable[Policy]) -> bool:
+    """Whether a policy has a DNS name among its peers."""
+    return any(isinstance(peer, NamePeer) for each in policies for rule in each.rules for peer in rule.peers)
+
+
+def _instances(ports: Iterable[Port]) -> dict[str, list[str]]:
+    """Return the addresses of all instances."""
+    found: dict[str, list[str]] = {}
+    for port in ports:
+        found.setdefault(port.instance, []).extend([port.address, *([port.address6] if port.address6 else [])])
+    return found
+
+
+def _concerns(policy: Policy, labels: Mapping[str, str]) -> bool:
+    return not policy.audit and "out" in policy.directions and _selects(policy.select, labels)
+
+
+def _selects(selector: Selector, labels: Mapping[str, str]) -> bool:
+    if any(labels.get(key) != value for key, value in selector.labels.items()):
+        return False
+    for each in selector.expressions:
+        value = labels.get(each.key)
+        if each.operator == "In" and value not in each.values:
+            return False
+        if each.operator == "NotIn" and value is not None and value in each.values:
+            return False
+        if (each.operator == "Exists") != (value is not None) and each.operator in ("Exists", "DoesNotExist"):
+            return False
+    return True
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def _name_rules(rule: PolicyRule) -> Iterator[NameRule]:
+    for peer in rule.peers:
+        if isinstance(peer, NamePeer):
+            pattern = str(parse_pattern(peer.name))
+            yield from (NameRule(pattern, protocol, ports) for protocol, ports in _protocols(rule.ports))
+
+
+def _protocols(matches: Sequence[PortMatch]) -> Iterator[tuple[Protocol, tuple[int, ...]]]:
+    """Yield protocols and their ports; no ports are all. What can't be an element of a lease is left out: `check_rule`
+    refuses it when the policy is made."""
+    if not matches:
+        yield from ((protocol, ()) for protocol in _ALL)
+    for match in matches:
+        if match.protocol in ("icmp", "icmpv6"):
+            if match.icmp_type is None:
+                yield match.protocol, ()
+                if match.protocol == "icmp":
+                    yield "icmpv6", ()
+        elif match.port is None:
+            yield match.protocol, ()
+        elif (last := match.end_port or match.port) - match.port < MAX_PORTS:
+            yield match.protocol, tuple(range(match.port, last + 1))
+
+
+_ALL: tuple[Protocol, ...] = ("tcp", "udp", "icmp", "icmpv6")
+
+
+# -- ranges ------------------------------------------------------------------------------------------------------------
+
+
+def _ranges(policy: PolicyIntent, peer: PolicyPeer, matches: Sequence[PortMatch]) -> Iterator[DestinationRange]:
+    """Yield what a peer lets an instance reach outside, whatever its name."""
+    without: tuple[str, ...] = ()
+    if isinstance(peer, AnyPeer):
+        cidrs: Sequence[str] = _EVERYWHERE
+    elif isinstance(peer, CidrPeer):
+        cidrs, without = [peer.cidr], tuple(peer.exceptions)
+    elif isinstance(peer, GroupPeer):
+        cidrs = [cidr for group in policy.groups if group.name == peer.group for cidr in group.cidrs]
+    else:
+        return
+    for cidr in cidrs:
+        yield from (DestinationRange(cidr, protocol, ports, without) for protocol, ports in _port_ranges(matches))
+
+
+def _port_ranges(matches: Sequence[PortMatch]) -> Iterator[tuple[Protocol | None, tuple[int, int] | None]]:
+    if not matches:
+        yield None, None
+    for match in matches:
+        if match.protocol in ("tcp", "udp"):
+            ports = None if match.port is None else (match.port, match.end_port or match.port)
+            yield match.protocol, ports
+
+
+def _operator(policies: Iterable[OperatorPolicy]) -> Iterator[OperatorRange]:
+    """Yield what the operator says about destinations, in the order of its rules."""
+    for policy in policies:
+        for rule in policy.rules:
+            if rule.direction == "out":
+                for peer in rule.peers:
+                    ranges = _ranges(PolicyIntent(), peer, rule.ports)
+                    yield from (OperatorRange(rule.action, each) for each in ranges)
