@@ -72,7 +72,9 @@ def route(netns: int, device: str, *gateways: str) -> None:
 class NamesWorld:
     """The namespaces `client`, `router` and `internet`, and the gate of the tenant in the router's."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Path = Path("/run"), *, served: bool = True) -> None:
+        """`run` is a directory for the gate's files. Without `served` no name server runs yet."""
+        self.run = run
         self.client, self.router, self.internet = (
             call_in_new(lambda: os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)) for _ in range(3)
         )
@@ -95,10 +97,11 @@ class NamesWorld:
             )
         self.nft = call_in(self.router, Nft)
         self.nftables = call_in(self.router, NftablesSocket)
-        self.server = NameServer(self.internet, port=FIRST_DNS_PORT)
-        self.own = NameServer(self.router, (GATEWAY4, GATEWAY6))
+        if served:
+            self.server = NameServer(self.internet, port=FIRST_DNS_PORT)
+            self.own = NameServer(self.router, (GATEWAY4, GATEWAY6))
         self.tenant = Tenant(name="acme", index=7, id_base=7 << 16, created=0.0)
-        self.gates = NameGates(Path("/run/gates"), "t")
+        self.gates = NameGates(run / "gates", "t")
         self.rules = EgressRules()
 
     def allow(self, *rules: NameRule, addresses: Sequence[str] = (CLIENT4, CLIENT6)) -> None:
@@ -131,7 +134,7 @@ class NamesWorld:
 
     def pids(self) -> list[int]:
         """The supervisor, the lessor and the gate, in this order."""
-        supervisor = int(Path("/run/gates/acme/pid").read_text())
+        supervisor = int((self.run / "gates/acme/pid").read_text())
         children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
         return [supervisor, *sorted(map(int, children))]
 
