@@ -18,7 +18,7 @@ from bench.lib import Bench, Table
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
-from insula.network.linux.rules import FIRST_DNS_PORT
+from insula.network.linux.host_rules import FIRST_DNS_PORT
 from insula.network.names import wire
 from insula.network.names.wire import Message, Record
 from tests.support.internet import DNS4, NameServer, TcpServer, addresses_in, query_of

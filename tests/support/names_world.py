@@ -12,10 +12,9 @@ from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import OWN, call_in, call_in_new
 from insula.kernel.nftables import Nft
 from insula.model.objects import Tenant
-from insula.network.linux import sysctl
+from insula.network.linux import name_rules, sysctl
 from insula.network.linux.gates import NameGates
 from insula.network.linux.host_rules import FIRST_DNS_PORT
-from insula.network.linux.name_rules import name_rules
 from insula.network.names.rules import ClientRules, EgressRules, NameRule
 from tests.support.internet import DNS4, DNS6, NameServer
 
@@ -24,11 +23,13 @@ _OTHERS = ("198.41.0.4/31", "2001:500::1/127", "198.41.0.5/31", "2001:500::/127"
 SITES = [f"93.184.216.{n}" for n in range(1, 101)] + [f"2606:2800::{n:x}" for n in range(1, 101)]
 _CHAINS = """
 table inet t {
+    chain grant { meta priority set 0xffff0001; }
+    chain closed_dns { }
     chain input {
         type filter hook input priority 0; policy drop;
         iifname "lo" accept
         ct state established,related accept
-        ct status dnat goto to_gate
+        TO_GATE
         meta l4proto { tcp, udp } th dport 53 accept
         icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
     }
@@ -36,10 +37,13 @@ table inet t {
         type filter hook forward priority 0; policy drop;
         ct state established,related accept
         jump by_name
+        meta priority 0xffff0001 accept
         ip saddr @open4 accept
         reject with icmpx admin-prohibited
     }
     set open4 { type ipv4_addr; }
+    SETS
+    NAMES
 }
 """
 
@@ -90,8 +94,11 @@ class NamesWorld:
             lengths = ((each, 128 if ":" in each else 32) for each in (DNS4, DNS6, *SITES))
             rtnl.execute(*(netlink.add_address(1, f"{each}/{length}") for each, length in lengths))
         with call_in(self.router, Nft) as nft:
-            nft.run(name_rules("t"))
-            nft.run(_CHAINS)
+            nft.run(
+                _CHAINS.replace("TO_GATE", name_rules.TO_GATE)
+                .replace("NAMES", name_rules.chains())
+                .replace("SETS", name_rules.sets())
+            )
             nft.run(
                 'table inet t { chain nat { type nat hook postrouting priority 100; oifname "uplink" masquerade; }; }'
             )

@@ -88,6 +88,10 @@ class NameGates:
         self._stop(tenant)
         shutil.rmtree(self._directory / tenant, ignore_errors=True)
 
+    def has_files(self, tenant: str) -> bool:
+        """Whether the tenant has, or had, rules with names."""
+        return (self._directory / tenant).is_dir()
+
     def tenants(self) -> list[str]:
         """Return the names of all tenants that have files here."""
         return sorted(os.listdir(self._directory)) if self._directory.is_dir() else []

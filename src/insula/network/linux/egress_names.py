@@ -1,0 +1,140 @@
+"""Egress by name in the fabric: which instances have rules with names, and which queries go to the gate.
+
+A change is made in this order. First the gate has the new rules in force: leases and checked connections that they
+forbid are gone. Then the sets of instances whose queries are redirected are changed. Policies follow, with the next
+epoch if something was taken back. So nothing that was taken back is open when a change is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from insula.kernel.netlink import NetlinkError, Request
+from insula.kernel.netlink.nftables import NftablesSocket, add_elements, delete_elements
+from insula.kernel.netns import call_in
+from insula.model.errors import Failed
+from insula.model.objects import Port, Tenant
+from insula.network.intent import PolicyIntent, TenantIntent
+from insula.network.linux import keys
+from insula.network.linux.gates import NameGates
+from insula.network.names import elements
+from insula.network.names.compiler import egress_rules, has_names
+from insula.network.names.messages import LeaseListed
+from insula.network.names.rules import EgressRules
+
+_FAMILY: Final = "inet"
+_NAMED: Final = {4: "named4", 6: "named6"}
+
+
+class EgressNames:
+    """The rules with names of all tenants. `own` are ranges of the host that names must not lead to."""
+
+    def __init__(self, gates: NameGates, table: str, own: Sequence[str]) -> None:
+        self._gates, self._table, self._own = gates, table, own
+        self._lock = threading.Lock()
+        self._intents: dict[str, TenantIntent] = {}  # the last of each tenant
+        self._rules: dict[str, EgressRules] = {}  # that are in force, of tenants that have some
+
+    def apply(self, intent: TenantIntent, netns: int, servers: Sequence[str]) -> bool:
+        """Put the rules of a whole intent in force. Returns whether something may have been taken back. Failed.
+
+        `servers` are the upstream name servers, as "address#port".
+        """
+        name = intent.tenant.name
+        with self._lock:
+            self._intents[name] = intent
+            before = self._rules.get(name)
+        named = has_names(intent.policy.policies)
+        if not named and before is None and not self._gates.has_files(name):
+            return False
+        upstream = [(host, int(port)) for host, _, port in (each.partition("#") for each in servers)]
+        rules = egress_rules(intent, upstream, self._own)
+        changed = rules != before or (bool(rules.clients) and not self._gates.running(name, netns))
+        if changed:
+            self._gates.apply(intent.tenant, netns, rules)
+        try:
+            with call_in(netns, NftablesSocket) as nftables:
+                self._redirect(nftables, rules)
+                if not rules.clients:
+                    self._forget_leases(nftables)
+        except OSError as error:
+            raise Failed(f"names of tenant {name} can't be redirected: {error}", "run `insula doctor`") from error
+        with self._lock:
+            if rules.clients:
+                self._rules[name] = rules
+            else:
+                self._rules.pop(name, None)
+        return changed
+
+    def admit(self, port: Port, labels: Mapping[str, str], netns: int, servers: Sequence[str]) -> None:
+        """Put the rules of a port in force that is about to be plugged. Failed."""
+        with self._lock:
+            intent = self._intents.get(port.tenant)
+        if intent is None or not has_names(intent.policy.policies):
+            return
+        others = [each for each in intent.ports if each.index != port.index]
+        policy = msgspec.structs.replace(intent.policy, labels={**intent.policy.labels, port.instance: labels})
+        self.apply(msgspec.structs.replace(intent, ports=[*others, port], policy=policy), netns, servers)
+
+    def enforce(self, tenant: Tenant, policy: PolicyIntent, netns: int, servers: Sequence[str]) -> bool:
+        """Put changed policies in force. As `apply`."""
+        with self._lock:
+            intent = self._intents.get(tenant.name) or TenantIntent(tenant=tenant)
+        return self.apply(msgspec.structs.replace(intent, policy=policy), netns, servers)
+
+    def leases(self, tenant: str) -> list[LeaseListed]:
+        """Return the leases of a tenant's instances. Failed."""
+        return self._gates.leases(tenant) if self._gates.has_files(tenant) else []
+
+    def drift(self, tenant: str, netns: int) -> list[str]:
+        """Return differences between what is in force and what should be, as text."""
+        rules = self._rules.get(tenant)
+        if rules is None:
+            return []
+        found = [] if self._gates.running(tenant, netns) else ["the gate of names does not run"]
+        with contextlib.suppress(NetlinkError), call_in(netns, NftablesSocket) as nftables:
+            for version, name in _NAMED.items():
+                if set(nftables.keys(_FAMILY, self._table, name)) != _packed(rules, version):
+                    found.append(f"set {name} has not the instances with rules with names")
+        return found
+
+    def remove(self, tenant: str) -> None:
+        """End the processes of a tenant, and forget its rules."""
+        with self._lock:
+            self._intents.pop(tenant, None)
+            self._rules.pop(tenant, None)
+        self._gates.remove(tenant)
+
+    def tenants(self) -> list[str]:
+        """Return the names of all tenants that have files here."""
+        return self._gates.tenants()
+
+    # -- sets ------------------------------------------------------------------------------------------------------
+
+    def _redirect(self, nftables: NftablesSocket, rules: EgressRules) -> None:
+        """Have the queries of the instances with rules redirected, and no others'. NetlinkError."""
+        requests: list[Request] = []
+        for version, name in _NAMED.items():
+            have, wanted = set(nftables.keys(_FAMILY, self._table, name)), _packed(rules, version)
+            requests += add_elements(_FAMILY, self._table, name, wanted - have)
+            requests += delete_elements(_FAMILY, self._table, name, have - wanted)
+        nftables.transact(*requests)
+
+    def _forget_leases(self, nftables: NftablesSocket) -> None:
+        """Delete all leases, which are left if the gate did not run. NetlinkError."""
+        requests: list[Request] = []
+        for name in elements.SETS:
+            found = nftables.keys(_FAMILY, self._table, name)
+            requests += add_elements(_FAMILY, self._table, name, found)  # one that ends now would be an error
+            requests += delete_elements(_FAMILY, self._table, name, found)
+        nftables.transact(*requests)
+
+
+def _packed(rules: EgressRules, version: int) -> set[bytes]:
+    """Return the addresses of the instances with rules, as keys."""
+    return {keys.packed(str(version), (each,)) for each in rules.by_address if (":" in each) == (version == 6)}
