@@ -282,3 +282,9 @@ def test_link_local_follows_the_mac(index: int) -> None:
 
 def test_link_local_example_of_the_rfc() -> None:
     assert addresses.link_local("34:56:78:9a:bc:de") == "fe80::3656:78ff:fe9a:bcde"
+
+
+@given(st.binary(min_size=6, max_size=6))
+def test_a_link_local_address_tells_its_mac(octets: bytes) -> None:
+    assert addresses.mac_of(addresses.link_local(octets.hex(":"))) == octets.hex(":")
+    assert addresses.mac_of("fe80::1") is addresses.mac_of("fd00::3656:78ff:fe9a:bcde") is None

@@ -195,6 +195,13 @@ def _mac(kind: int, index: int) -> str:
     return ":".join(f"{octet:02x}" for octet in (0x02, kind, *index.to_bytes(4, "big")))
 
 
+def mac_of(address: str) -> str | None:
+    """Return the MAC address of which `link_local` makes this address; None if there is none."""
+    packed = IPv6Address(address).packed
+    octets = bytes([packed[8] ^ 2]) + packed[9:11] + packed[13:]
+    return octets.hex(":") if packed[:8] == b"\xfe\x80" + bytes(6) and packed[11:13] == b"\xff\xfe" else None
+
+
 def link_local(mac: str) -> str:
     """Return the IPv6 link-local address for a MAC address (modified EUI-64, RFC 4291 appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))

@@ -26,7 +26,7 @@ from insula.kernel import descriptors
 from insula.kernel.netns import call_in
 from insula.model.objects import Network, Port
 from insula.model.routers import Router
-from insula.network.addresses import gateway_mac, link_local
+from insula.network.addresses import gateway_mac, link_local, mac_of
 from insula.network.dhcp import advertisement, frames, v4, v6
 from insula.network.dhcp.lease import PortLease, lease_of
 from insula.network.linux import naming
@@ -50,6 +50,7 @@ class TenantGuests:
         self._by_mac: Mapping[tuple[int, str], tuple[Network, Port]] = {}  # by the index of the bridge
         self._routers: Mapping[str, tuple[Router, list[Network]]] = {}
         self._networks: Mapping[int, Network] = {}  # by the index of the bridge
+        self._first: set[int] = set()  # indices of the first port of each instance
         self._advertised: dict[int, float] = {}
         call_in(netns, self._open)
 
@@ -104,7 +105,12 @@ class TenantGuests:
             self._index()
 
     def _index(self) -> None:
-        self._by_mac = {(naming.bridge_index(n.index), port.mac): (n, port) for n, port in [*self._ports.values()]}
+        known = [*self._ports.values()]
+        self._by_mac = {(naming.bridge_index(network.index), port.mac): (network, port) for network, port in known}
+        first: dict[str, Port] = {}
+        for _, port in known:
+            first[port.instance] = min(first.get(port.instance, port), port, key=_number)
+        self._first = {port.index for port in first.values()}
 
     def _join(self) -> None:
         """Receive what is sent to all DHCPv6 servers of each network."""
@@ -119,9 +125,7 @@ class TenantGuests:
             return None
         network, port = found
         router, joined = self._routers.get(network.name, (None, []))
-        others = [each for _, each in [*self._ports.values()] if each.instance == port.instance]
-        first = min(others, key=_number, default=port).index == port.index
-        return lease_of(network, port, router, joined, first)
+        return lease_of(network, port, router, joined, port.index in self._first)
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -148,9 +152,7 @@ class TenantGuests:
 
     def _of_neighbour(self, bridge: int, address: str) -> PortLease | None:
         """The lease of the port that has this link-local address."""
-        found = (mac for index, mac in [*self._by_mac] if index == bridge and link_local(mac) == address)
-        mac = next(found, None)
-        return self._lease(bridge, mac) if mac else None
+        return self._lease(bridge, mac) if (mac := mac_of(address)) else None
 
     def advertise_all(self) -> None:
         """Advertise in each network, unless that was done lately."""
@@ -165,13 +167,10 @@ class TenantGuests:
             self._advertise(bridge, network, advertisement.ALL_NODES_MAC, advertisement.ALL_NODES)
 
     def _advertise(self, bridge: int, network: Network, mac: str, address: str) -> None:
-        if network.subnet6 and network.gateway6 and (some := self._domain(network)):
-            ours = gateway_mac(network.index)
-            message = advertisement.advertisement(ours, network.mtu, network.subnet6, network.gateway6, some)
+        if network.subnet6 and network.gateway6:
+            ours, domain = gateway_mac(network.index), f"{network.tenant}.internal"
+            message = advertisement.advertisement(ours, network.mtu, network.subnet6, network.gateway6, domain)
             self._send(bridge, frames.icmpv6((ours, mac), (link_local(ours), address), message))
-
-    def _domain(self, network: Network) -> str:
-        return f"{network.tenant}.internal"
 
     def _send(self, bridge: int, frame: bytes) -> None:
         with contextlib.suppress(OSError):  # the bridge is gone, or its queue is full: the client asks again

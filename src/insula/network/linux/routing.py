@@ -35,7 +35,7 @@ _OF_NETWORK, _CONNECTED, _OF_TENANT = 1000, 1001, 1002  # priorities of rules
 PATHS: Final = "inet paths"
 SETS: Final = ("inet routed4", "inet routed6")
 """The sets that have elements of routers only, and that which has others too (rules.py)."""
-_TOGETHER: Final = 500  # requests in one message to the kernel
+_TOGETHER: Final = 100  # requests in one message to the kernel
 _ANYWHERE: Final = ("0.0.0.0/0", "::/0")
 
 

@@ -41,7 +41,8 @@ GROUP_FRAMES: Final = 100  # a second from a port to broadcast and multicast add
 GROUP_BURST: Final = 2000  # of these at once: an instance may look for all others of its network
 DNS_QUERIES_EACH: Final = 500  # a second over UDP from one address
 DNS_QUERIES: Final = 2000  # a second over UDP to the tenant's resolver, which uses the host's processors
-ASKS: Final = 10  # messages of a port a second to the DHCP servers, and router solicitations
+ASKS: Final = 5  # messages of a port a second to the DHCP servers, and router solicitations
+TENANT_ASKS: Final = 200  # of all ports of a tenant: they are answered by insulad
 DNS_CONNECTIONS: Final = 50  # a second over TCP: the resolver forks a process for each
 
 Elements = Mapping[str, Iterable[tuple[str, ...]]]
@@ -156,14 +157,19 @@ table inet {table} {{
         iifname @bridges udp dport 53 update @queries6 {{ ip6 saddr {asked} }} drop
         iifname @bridges udp dport 53 limit rate over {queries}/second burst {queries} packets drop
         ct state established,related accept
-        iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
-        iifname @bridges udp sport . udp dport {{ 68 . 67, 546 . 547 }} accept comment "guests: see guests.py"
+        iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        iifname @bridges icmpv6 type nd-router-solicit goto guests
+        iifname @bridges udp sport . udp dport {{ 68 . 67, 546 . 547 }} goto guests
         iifname . ip daddr @gateways4 goto services
         iifname . ip6 daddr @gateways6 goto services
         icmp type echo-request iifname . ip daddr @routed4 accept comment "gateways beyond a router"
         icmpv6 type echo-request iifname . ip6 daddr @routed6 accept
         iifname "{egress}*" meta l4proto {{ tcp, udp }} th dport 53 goto services
         iifname "{egress}*" reject with icmpx admin-prohibited
+    }}
+    chain guests {{
+        limit rate over {tenant_asks}/second burst {tenant_asks} packets drop
+        accept comment "see guests.py"
     }}
     chain services {{
         icmp type echo-request accept
@@ -251,6 +257,7 @@ def tenant_rules(table: str) -> str:
         queries=DNS_QUERIES,
         connects=DNS_CONNECTIONS,
         asks=ASKS,
+        tenant_asks=TENANT_ASKS,
         protocols6=PROTOCOLS6,
         errors=ERRORS,
     )

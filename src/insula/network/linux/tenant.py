@@ -412,7 +412,12 @@ class TenantNamespace:
 
     def router_gaps(self, networks: Mapping[str, Network], router: Router) -> Sequence[str]:
         """Return what is missing of a router, as text. `networks` are all of the tenant's, by name."""
-        return routing.missing(self.rtnl, self.elements(), networks, router)
+        have = {
+            name: {rules.element(name, key) for key in self._nftables.keys(family, self.naming.prefix, set_)}
+            for name in (routing.PATHS, *routing.SETS)
+            for family, set_ in [name.split()]
+        }
+        return routing.missing(self.rtnl, have, networks, router)
 
     # -- elements ------------------------------------------------------------------------------------------------
 
