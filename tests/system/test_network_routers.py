@@ -89,6 +89,21 @@ def asks(instance: Instance, server: str, timeout: float = 5) -> bool:
 
 
 @isolated
+def test_names_are_those_of_the_whole_tenant() -> None:
+    lab = Lab()
+    for tenant in ("acme", "globex"):
+        networks(lab, tenant)
+    lab.router("acme", "n1", "n2")
+    for tenant, number in itertools.product(("acme", "globex"), (1, 2, 3)):
+        asking = lab.instances[tenant, f"i{number}"]
+        for gateway in addresses(number, 1):
+            for name in ("i2", f"i2.{tenant}.internal"):
+                assert query(asking.netns, gateway, name) == (0, ["10.2.0.2"])
+                assert query(asking.netns, gateway, name, 28) == (0, ["fd00:2::2"])
+    assert query(lab.instances["acme", "i1"].netns, "10.1.0.1", "i2.globex.internal") == (3, [])
+
+
+@isolated
 def test_a_router_decrements_ttl_and_tells_when_it_is_exceeded() -> None:
     lab = Lab()
     one, *_ = networks(lab, "acme")
@@ -248,6 +263,47 @@ def test_a_network_without_a_way_out_reaches_nothing_outside() -> None:
 
 def change(lab: Lab, name: str, **fields: Any) -> Network:
     return msgspec.structs.replace(lab.networks["acme", name], **fields)
+
+
+@isolated
+def test_no_query_leaves_a_network_without_a_way_out() -> None:
+    world = World()
+    lab = Lab(resolvers=(world.ADDRESS,))
+    names_server(world)
+    one, two = networks(lab, "acme", 2)
+    for version, gateway in zip((1, 28), addresses(1, 1), strict=True):
+        assert query(one.netns, gateway, "example.test", version) == (0, ["198.51.100.7"] if version == 1 else []), (
+            "the positive control"
+        )
+    lab.networks["acme", "n1"] = change(lab, "n1", outbound="none")
+    lab.apply("acme")
+    seen = world.instance.sniffer()
+    for gateway in addresses(1, 1):
+        assert query(one.netns, gateway, "secret.test") == (3, []), "NXDOMAIN"
+        assert query(one.netns, gateway, "i2") == query(one.netns, gateway, "i2.acme.internal") == (0, ["10.2.0.2"])
+        assert query(one.netns, gateway, "i2", 28) == (0, ["fd00:2::2"])
+        assert query(one.netns, gateway, "nobody.acme.internal") == (3, [])
+    assert query(two.netns, "10.2.0.1", "secreter.test")
+    assert seen.sees(b"secreter", 5) and not seen.sees(b"\x06secret\x04"), "that of n2 has left"
+    lab.instance("acme", "late", "n2", 9)
+    assert query(one.netns, "10.1.0.1", "late") == (0, ["10.2.0.9"]), "new names are known as well"
+    lab.networks["acme", "n1"] = change(lab, "n1", outbound="nat")
+    lab.apply("acme")
+    assert query(one.netns, "10.1.0.1", "example.test") == (0, ["198.51.100.7"])
+
+
+def names_server(world: World) -> None:
+    """A name server outside that knows 198.51.100.7 for each name, in a process of its own."""
+    with world.instance.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("", 53))
+        if os.fork() == 0:
+            while True:
+                asked, sender = server.recvfrom(512)
+                end = asked.index(b"\0", 12) + 5
+                kind = asked[end - 4 : end - 2]
+                answer = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + socket.inet_aton("198.51.100.7") if kind == b"\0\1" else b""
+                count = b"\0\1" if answer else b"\0\0"
+                server.sendto(asked[:2] + b"\x81\x80\0\1" + count + b"\0\0\0\0" + asked[12:end] + answer, sender)
 
 
 @isolated

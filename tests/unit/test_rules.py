@@ -167,7 +167,8 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             "inet egress_received": {("ipv4",)},
         }
         assert {element[:2] for element in ndp} == {("p7", MAC)} and len(ndp) == 2
-        of_routers, of_peerings = {"inet routed4", "inet routed6"}, {"inet peer_protocols", "inet peer_ports"}
+        of_routers = {"inet routed4", "inet routed6", "inet closed"}
+        of_peerings = {"inet peer_protocols", "inet peer_ports"}
         assert {*found, "bridge ndp", *of_routers, *of_peerings} == set(rules.SETS)
         transact(rules.delete(TABLE, some[2]))
         transact(rules.delete(TABLE, some[2]))  # no error where there is none

@@ -48,6 +48,7 @@ from insula.network.linux.naming import Naming
 from insula.network.linux.neighbours import enlarge_tables
 from insula.network.linux.peers import Peers
 from insula.network.linux.records import TenantRecords
+from insula.network.linux.resolvers import TenantResolvers
 from insula.network.linux.state import addresses
 from insula.network.linux.sysctl import HostSettings
 from insula.network.linux.tenant import TenantNamespace, recording
@@ -87,7 +88,7 @@ class LinuxFabric:
         self._settings = HostSettings(self._run / "sysctl.json")
         self._procfs = sysctl.Procfs()
         self._servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
-        self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix), groups)
+        self._resolver = TenantResolvers(resolver.reachable_directory(run, prefix), groups)
         self._tenants: dict[str, TenantNamespace] = {}
         self.shaper = Shaper(self.naming)
         self._peers = Peers(self.naming, self._records)
@@ -209,7 +210,8 @@ class LinuxFabric:
         made: Sequence[Network] = ()
         with recording(errors, "tenant"), contextlib.ExitStack() as starting:
             with recording(errors, "tenant"):  # the resolver starts while the rest is made
-                starting.enter_context(self._resolver.ensuring(tenant, namespace.netns, self._upstream(tenant)))
+                closed = any(network.outbound == "none" for network in intent.networks)
+                starting.enter_context(self._resolver.ensuring(tenant, namespace.netns, self._upstream(tenant), closed))
             with recording(errors, "tenant"):
                 namespace.ensure(host, ipv6=self._ipv6)
             made = namespace.apply(intent, self._prepare, self._members, errors)
@@ -350,21 +352,17 @@ class LinuxFabric:
     def status(self, tenant: Tenant, network: Network) -> NetworkStatus:
         """Return the status of a network: ready if the gateway has its addresses and the resolver answers there."""
         try:
-            namespace = self._tenant(tenant)
+            return status.of_network(self._tenant(tenant), network)
         except NotFound as error:
             return NetworkStatus(ready=False, reason=error.message)
-        return status.of_network(namespace, network)
 
     @about_tenant
     def router_status(self, tenant: Tenant, networks: Sequence[Network], router: Router) -> RouterStatus:
         """Return the status of a router: ready if its set elements and routes are there."""
         try:
-            gaps = self._tenant(tenant).router_gaps({network.name: network for network in networks}, router)
+            return status.of_router(self._tenant(tenant), networks, router)
         except NotFound as error:
             return RouterStatus(ready=False, reason=error.message)
-        except OSError as error:
-            return RouterStatus(ready=False, reason=f"it can't be read: {error.strerror or error}")
-        return RouterStatus(ready=not gaps, reason=gaps[0] if gaps else None)
 
     @about_tenant
     def installed(self, tenant: Tenant) -> Installed:

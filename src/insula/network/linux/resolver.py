@@ -49,6 +49,7 @@ GROUP = "resolver"  # the subgroup of a tenant's control group
 _BUCKETS = 1024
 _STARTED = b": started, version "
 _TIMEOUT = 20.0  # seconds for a start on a busy host
+PORT = 53
 DOMAIN = "internal"  # reserved by ICANN in 2024 for private use
 _RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")  # the second is of systemd-resolved
 
@@ -81,10 +82,12 @@ def reachable_directory(run: Path, prefix: str) -> Path:
 class Resolver:
     """The resolvers of all tenants; `directory` has a subdirectory for each.
 
-    `groups` is the parent of the tenants' control groups; with None resolvers stay in the caller's.
+    `groups` is the parent of the tenants' control groups; with None resolvers stay in the caller's. Those at another
+    port than 53 know the tenants' own names only.
     """
 
-    def __init__(self, directory: Path, groups: str | None = None) -> None:
+    def __init__(self, directory: Path, groups: str | None = None, port: int = PORT) -> None:
+        self._port = port
         self._directory = directory
         self._groups = groups
         self._writing = threading.Lock()  # a tenant's instances have names in the files of its peers, too
@@ -215,6 +218,10 @@ class Resolver:
         self._stop_all(tenant)
         shutil.rmtree(self._directory / tenant, ignore_errors=True)
 
+    def knows(self, tenant: str) -> bool:
+        """Whether there are files of this tenant."""
+        return os.path.isdir(f"{self._directory}/{tenant}")
+
     def tenants(self) -> list[str]:
         """Return the names of all tenants that have files here."""
         return sorted(os.listdir(self._directory)) if self._directory.is_dir() else []
@@ -269,6 +276,7 @@ class Resolver:
             f"--local=/{PEER}/",
             f"--domain={tenant}.{DOMAIN}",
             *(f"--server={server}" for server in servers),
+            *([] if self._port == PORT else [f"--port={self._port}", "--address=/#/"]),  # NXDOMAIN, not a refusal
         ]
 
     def _stop_all(self, tenant: str) -> None:

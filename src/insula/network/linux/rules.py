@@ -32,7 +32,7 @@ from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
 from insula.network.intent import RemotePort
-from insula.network.linux import keys, naming
+from insula.network.linux import gateway_rules, keys, naming
 from insula.network.packets import DSCP
 
 CONNECTIONS: Final = 16384  # of a tenant to the outside: all tenants share the host's table of connections
@@ -42,7 +42,6 @@ GROUP_BURST: Final = 2000  # of these at once: an instance may look for all othe
 DNS_QUERIES_EACH: Final = 500  # a second over UDP from one address
 DNS_QUERIES: Final = 2000  # a second over UDP to the tenant's resolver, which uses the host's processors
 ASKS: Final = 5  # messages of a port a second to the DHCP servers, and router solicitations
-TENANT_ASKS: Final = 200  # of all ports of a tenant: they are answered by insulad
 DNS_CONNECTIONS: Final = 50  # a second over TCP: the resolver forks a process for each
 
 Elements = Mapping[str, Iterable[tuple[str, ...]]]
@@ -133,8 +132,6 @@ table inet {table} {{
     set connections6 {{ type ipv6_addr; size 65535; flags dynamic; }}
     set queries4 {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set queries6 {{ type ipv6_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
-    set gateways4 {{ typeof iifname . ip daddr; }}
-    set gateways6 {{ typeof iifname . ip6 daddr; }}
     set routed4 {{ typeof iifname . ip daddr; }}
     set routed6 {{ typeof iifname . ip6 daddr; }}
     set peer_protocols {{ type ifname . inet_proto; }}
@@ -155,7 +152,7 @@ table inet {table} {{
         iifname "lo" accept
         iifname @bridges udp dport 53 update @queries4 {{ ip saddr {asked} }} drop
         iifname @bridges udp dport 53 update @queries6 {{ ip6 saddr {asked} }} drop
-        iifname @bridges udp dport 53 limit rate over {queries}/second burst {queries} packets drop
+        iifname @bridges udp dport {{ 53, {closed_dns} }} limit rate over {queries}/second burst {queries} packets drop
         ct state established,related accept
         iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         iifname @bridges icmpv6 type nd-router-solicit goto guests
@@ -167,16 +164,12 @@ table inet {table} {{
         iifname "{egress}*" meta l4proto {{ tcp, udp }} th dport 53 goto services
         iifname "{egress}*" reject with icmpx admin-prohibited
     }}
-    chain guests {{
-        limit rate over {tenant_asks}/second burst {tenant_asks} packets drop
-        accept comment "see guests.py"
-    }}
     chain services {{
         icmp type echo-request accept
         icmpv6 type echo-request accept
-        udp dport 53 accept
-        tcp dport 53 ct state new limit rate over {connects}/second burst {connects} packets drop
-        tcp dport 53 accept
+        udp dport {{ 53, {closed_dns} }} accept
+        tcp dport {{ 53, {closed_dns} }} ct state new limit rate over {connects}/second burst {connects} packets drop
+        tcp dport {{ 53, {closed_dns} }} accept
         drop
     }}
     chain forward {{
@@ -223,10 +216,6 @@ table inet {table} {{
         type filter hook output priority 0; policy accept;
         {errors}
     }}
-    chain segments {{
-        type filter hook postrouting priority -150; policy accept;
-        tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu comment "as networks have different MTUs"
-    }}
     chain postrouting {{
         type nat hook postrouting priority 100; policy accept;
         oifname "{uplink}" masquerade
@@ -244,7 +233,7 @@ addresses."""
 
 def tenant_rules(table: str) -> str:
     """Return the rules of both tables in a tenant's namespace."""
-    return _TENANT.format(
+    return gateway_rules.text(table) + _TENANT.format(
         table=table,
         uplink=naming.UPLINK,
         egress=naming.EGRESS,
@@ -256,8 +245,8 @@ def tenant_rules(table: str) -> str:
         asked=f"limit rate over {DNS_QUERIES_EACH}/second burst {DNS_QUERIES_EACH} packets",
         queries=DNS_QUERIES,
         connects=DNS_CONNECTIONS,
+        closed_dns=gateway_rules.CLOSED_DNS_PORT,
         asks=ASKS,
-        tenant_asks=TENANT_ASKS,
         protocols6=PROTOCOLS6,
         errors=ERRORS,
     )
@@ -299,6 +288,7 @@ _TYPES: Final = {
     "bridge sent": "d",
     "bridge received": "d",
     "inet bridges": "d",
+    "inet closed": "d",
     "inet paths": "dd",
     "inet gateways4": "d4",
     "inet gateways6": "d6",
@@ -326,6 +316,7 @@ def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
     device = naming.bridge(network.index)
     return {
         "inet bridges": [(device,)],
+        "inet closed": [(device,)] if network.outbound == "none" else [],
         "inet paths": [(device, device), *([(device, naming.UPLINK)] if network.outbound == "nat" else [])],
         "inet gateways4": [(device, network.gateway)],
         "inet gateways6": [(device, network.gateway6)] if network.gateway6 else [],

@@ -1,9 +1,12 @@
-"""Measure whether a tenant's networks work on this host."""
+"""The measured status of networks and routers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from insula.kernel.netns import call_in
 from insula.model.objects import Network, NetworkStatus
+from insula.model.routers import Router, RouterStatus
 from insula.network.linux import naming, resolver
 from insula.network.linux.deletion import is_gone
 from insula.network.linux.state import gateways
@@ -24,3 +27,12 @@ def of_network(namespace: TenantNamespace, network: Network) -> NetworkStatus:
     if not call_in(namespace.netns, lambda: resolver.answers(network.gateway, namespace.tenant.name)):
         return NetworkStatus(ready=False, reason=f"no resolver answers at {network.gateway}", ports=ports)
     return NetworkStatus(ready=True, ports=ports)
+
+
+def of_router(namespace: TenantNamespace, networks: Sequence[Network], router: Router) -> RouterStatus:
+    """Return the status of a router: ready if its elements and routes are there. `networks` are all of the tenant's."""
+    try:
+        gaps = namespace.router_gaps({network.name: network for network in networks}, router)
+    except OSError as error:
+        return RouterStatus(ready=False, reason=f"it can't be read: {error.strerror or error}")
+    return RouterStatus(ready=not gaps, reason=gaps[0] if gaps else None)
