@@ -102,7 +102,7 @@ COMMANDS = {
             _option("--cpu", "CPUs that it always gets", "N", parse_cpus),
             _option("--memory", "memory that is not taken from it", "SIZE", parse_size),
         ],
-        details="Floors of tenants are admitted against what the host has, those of instances against the floors of "
+        details="Floors of tenants are admitted against what the host has, those of instances against the floors of\n"
         "their tenant; a refusal tells what is left. What nobody needs is shared. Operators set those of tenants.",
         complete=_INSTANCE,
     ),

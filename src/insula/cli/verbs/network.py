@@ -76,7 +76,7 @@ _NAME = {"NAME": "network"}
 _WAYS = ("nat", "none")
 _OUTBOUND = Option(
     "--outbound",
-    "the way out: nat translates to the host's address (nat), none is for the tenant's own networks only",
+    "the way out (nat): nat by the host's address, none for no way out",
     "nat|none",
     parse=choice(*_WAYS),
     complete=_WAYS,

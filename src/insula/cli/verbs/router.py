@@ -117,7 +117,7 @@ COMMANDS = {
         route,
         "Add or remove a static route: packets to DESTINATION go to NEXTHOP, an instance in one of its networks.",
         "ACTION NAME DESTINATION [NEXTHOP]",
-        details="ACTION is add or rm. A route that is added replaces one to the same destination. The longest "
+        details="ACTION is add or rm. A route that is added replaces one to the same destination. The longest\n"
         "destination decides. The instance has to forward packets, and its port to allow their addresses.",
         complete={"ACTION": ("add", "rm"), **_NAME},
     ),
