@@ -114,6 +114,7 @@ class Instance:
         os.close(reader)
         self.netns = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
         self.port: Port
+        self.more: list[Port] = []  # further ports
 
     def remove(self) -> None:
         os.close(self.netns)
@@ -236,13 +237,14 @@ class Lab:
 
     def intent(self, tenant: str, **others: Any) -> TenantIntent:
         """The intent of a tenant of the lab; `others` replaces parts of it."""
-        ports = [each.port for (owner, _), each in self.instances.items() if owner == tenant]
+        instances = [each for (owner, _), each in self.instances.items() if owner == tenant]
+        ports = [port for each in instances for port in (each.port, *each.more)]
         whole = TenantIntent(
             tenant=self.tenants[tenant],
             networks=[network for (owner, _), network in self.networks.items() if owner == tenant],
             routers=[router for (owner, _), router in self.routers.items() if owner == tenant],
             ports=ports,
-            names=self.names.get(tenant, {port.instance: addresses(port) for port in ports}),
+            names=self.names.get(tenant, {each.port.instance: self.addresses(each) for each in instances}),
         )
         return msgspec.structs.replace(whole, **(self.others.get(tenant, {}) | others))
 
@@ -302,22 +304,52 @@ class Lab:
     def instance(
         self, tenant: str, name: str, network: str = "net", host: int | None = None, mac: str | None = None
     ) -> Instance:
-        self._ports += 1
-        net = self.networks[tenant, network]
         host = host or 2 + sum(i.port.tenant == tenant for i in self.instances.values())
         instance = Instance()
-        instance.port = Port(
+        instance.port = self.new_port(tenant, name, network, host, mac)
+        self.plug(instance)
+        self.instances[tenant, name] = instance
+        return instance
+
+    def new_port(
+        self, tenant: str, name: str, network: str, host: int, mac: str | None = None, interface: str = "eth0"
+    ) -> Port:
+        """A port that is not plugged in."""
+        self._ports += 1
+        net = self.networks[tenant, network]
+        return Port(
             tenant=tenant,
             network=network,
             instance=name,
             index=self._ports,
+            interface=interface,
             mac=mac or port_mac(f"{tenant}/{network}", str(ip_network(net.subnet)[host])),
             address=str(ip_network(net.subnet)[host]),
             address6=str(ip_network(net.subnet6)[host]) if net.subnet6 else None,
         )
-        self.plug(instance)
-        self.instances[tenant, name] = instance
-        return instance
+
+    @staticmethod
+    def addresses(instance: Instance) -> list[str]:
+        return [address for port in (instance.port, *instance.more) for address in addresses(port)]
+
+    def places(self, instance: Instance, without: Port | None = None) -> list[tuple[Network, Port]]:
+        """The instance's ports with their networks."""
+        ports = [port for port in (instance.port, *instance.more) if port != without]
+        return [(self.networks[port.tenant, port.network], port) for port in ports]
+
+    def plug_more(self, instance: Instance, port: Port) -> None:
+        """Plug in a further port."""
+        place = self.tenants[port.tenant], self.networks[port.tenant, port.network], port
+        self.fabric.plug(*place, NetnsNic(instance.netns), self.places(instance))
+        instance.more.append(port)
+
+    def withdraw(self, instance: Instance, port: Port) -> None:
+        """Unplug a port of an instance that goes on."""
+        beside = self.places(instance, port)
+        place = self.tenants[port.tenant], self.networks[port.tenant, port.network], port
+        self.fabric.unplug(*place, NetnsNic(instance.netns), beside)
+        first, *more = [other for _, other in beside]
+        instance.port, instance.more = first, more
 
     def plug(self, instance: Instance) -> None:
         port, nic = instance.port, NetnsNic(instance.netns)

@@ -102,7 +102,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("run", "-d", "--ip", "10.0.1.5", "busybox", "true"), ENGINE, "outside"),
     (("run", "-d", "--ip", "10.0.0.999", "busybox", "true"), ENGINE, "10.0.0.999"),
     (("run", "-d", "--ip6", "fd00::5", "busybox", "true"), ENGINE, "IPv6"),
-    (("run", "-d", "--network", "none", "--ip", "10.0.0.9", "busybox", "true"), ENGINE, "address"),
+    (("run", "-d", "--network", "none", "--ip", "10.0.0.9", "busybox", "true"), USAGE, "address"),
     # sizes and numbers
     *((("run", "-d", "--memory", size, "busybox", "true"), USAGE, "size") for size in ("12x", "-1", "", "m", "1e3")),
     (("run", "-d", "--memory", "1k", "busybox", "true"), ENGINE, "memory"),

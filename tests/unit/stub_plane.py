@@ -40,6 +40,7 @@ from insula.model.objects import (
     InstanceStatus,
     Limits,
     Network,
+    NetworkAttachment,
     NetworkStatus,
     Tenant,
 )
@@ -210,6 +211,16 @@ class StubInstances:
         instance = msgspec.structs.replace(view.instance, spec=spec)
         self.views[tenant, name] = msgspec.structs.replace(view, instance=instance)
         return self.views[tenant, name]
+
+    async def plug(self, tenant: str, name: str, attachment: NetworkAttachment) -> InstanceView:
+        view = self._find(tenant, name)
+        spec = msgspec.structs.replace(view.instance.spec, networks=[*view.instance.spec.networks, attachment])
+        instance = msgspec.structs.replace(view.instance, spec=spec)
+        self.views[tenant, name] = msgspec.structs.replace(view, instance=instance)
+        return self.views[tenant, name]
+
+    async def unplug(self, tenant: str, name: str, which: str) -> InstanceView:
+        return self._find(tenant, name)
 
     async def pause(self, tenant: str, name: str) -> InstanceView:
         return self._state(tenant, name, "paused")

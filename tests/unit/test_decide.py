@@ -21,6 +21,7 @@ from insula.model.objects import (
     InstanceSpec,
     InstanceStatus,
     OverlayRoot,
+    Port,
     Resources,
     RestartPolicy,
 )
@@ -28,8 +29,8 @@ from insula.model.objects import (
 BOOT, BEFORE = "boot-2", "boot-1"
 NOW = 1000.0
 PROCESS, OTHER = Running(7, 70, 1.0), Running(8, 80, 1.0)
-STEPS = 8
-"""The longest way: adopt, kill, collect the exit, discard, remove."""
+STEPS = 9
+"""The longest way: adopt, stop, collect the exit, discard, unplug, launch."""
 
 
 def instance(wanted: str, starts: int, policy: str = "no", **fields: Any) -> Instance:
@@ -136,6 +137,40 @@ def test_pause(wanted: str, generation: int, state: ObservedState, measured: str
     assert decide(wished, status(measured, 1), observed(state, (1, BOOT)), "watched", BOOT, NOW) is action
 
 
+FIRST, SECOND = (
+    Port(tenant="acme", network=f"n{n}", instance="web", index=n, interface=f"eth{n}", mac="02:10:00:00:00:01",
+         address="10.0.0.2")
+    for n in (0, 1)
+)  # fmt: skip
+LEAVING = msgspec.structs.replace(SECOND, wanted="removed")
+
+
+@pytest.mark.parametrize(
+    ("ports", "plugged", "action"),
+    [
+        ([FIRST], [0], Action.NOTHING),
+        ([FIRST, SECOND], [0], Action.PLUG),
+        ([FIRST, SECOND], [0, 1], Action.NOTHING),
+        ([FIRST, SECOND], [], Action.PLUG),  # it is not known which are: stored by an earlier version
+        ([FIRST, LEAVING], [0, 1], Action.UNPLUG),
+        ([FIRST, LEAVING], [0], Action.UNPLUG),  # killed before it was deleted from the store
+        ([LEAVING], [1], Action.UNPLUG),
+        ([], [], Action.NOTHING),
+    ],
+)
+def test_ports(ports: list[Port], plugged: list[int], action: Action) -> None:
+    wish, running = instance("running", 1, ports=ports), observed("running", (1, BOOT))
+    assert decide(wish, status("running", 1, ports=plugged), running, "watched", BOOT, NOW) is action
+    paused = status("paused", 1, ports=plugged)
+    assert decide(wish, paused, observed("paused", (1, BOOT)), "watched", BOOT, NOW) is action
+    stopped = instance("stopped", 1, ports=ports)
+    assert decide(stopped, status("running", 1, ports=plugged), running, "watched", BOOT, NOW) is Action.STOP
+    without_plug = Action.NOTHING if action is Action.PLUG else action
+    assert decide(stopped, EXITED, observed("none", (1, BOOT)), "tidy", BOOT, NOW) is without_plug
+    removed = instance("removed", 1, ports=ports)
+    assert decide(removed, EXITED, observed("none", (1, BOOT)), "tidy", BOOT, NOW) is Action.REMOVE
+
+
 def test_limits_that_are_not_in_force() -> None:
     measured = status("running", 1, resources=Resources(memory=1 << 30))
     action = decide(instance("running", 1), measured, observed("running", (1, BOOT)), "watched", BOOT, NOW)
@@ -211,6 +246,7 @@ class World:
         record = LaunchRecord(starts=starts, boot=BOOT)
         self.status = status("running", starts, pid=OTHER.pid, restarts=restarts)
         self.note(resources=self.instance.spec.resources, observed_generation=self.instance.generation)
+        self.note(ports=[port.index for port in self.instance.plugged])
         self.observed, self.hold = Observed("running", OTHER, record), "watched"
         if not self.launches:
             again = after_exit(self.instance.spec.restart, Exit(exit_status=None, finished=NOW), restarts)
@@ -235,6 +271,12 @@ class World:
 
     def resize(self) -> None:
         self.note(resources=self.instance.spec.resources)
+
+    def plug(self) -> None:
+        self.note(ports=[port.index for port in self.instance.plugged])
+
+    def unplug(self) -> None:
+        self.instance = msgspec.structs.replace(self.instance, ports=self.instance.plugged)
 
     def stop(self) -> None:
         self.observed = self.observed._replace(state="ended")
@@ -274,8 +316,15 @@ worlds = st.builds(
         st.sampled_from(("no", "always", "unless-stopped", "on-failure")),
         remove=st.booleans(),
         generation=st.integers(1, 2),
+        ports=st.sampled_from(([], [FIRST], [FIRST, SECOND], [FIRST, LEAVING], [LEAVING])),
     ),
-    st.builds(status, st.sampled_from(STATES), st.integers(0, 2), next_start=st.sampled_from((None, NOW - 1, NOW + 1))),
+    st.builds(
+        status,
+        st.sampled_from(STATES),
+        st.integers(0, 2),
+        next_start=st.sampled_from((None, NOW - 1, NOW + 1)),
+        ports=st.sampled_from(([], [0], [1], [0, 1])),
+    ),
     st.builds(
         observed,
         st.sampled_from(get_args(ObservedState)),
@@ -303,6 +352,7 @@ def test_the_actions_come_to_an_end(world: World) -> None:
     elif world.observed.state in ("running", "paused"):
         assert world.observed.record and world.observed.record.starts == world.instance.starts
         assert (world.hold, world.status.state) == ("watched", world.observed.state)
+        assert {port.index for port in world.instance.ports} <= {*world.status.ports}
     else:
         assert world.status.state in ("exited", "failed") and world.hold == "tidy"
 
@@ -320,4 +370,7 @@ def test_every_action_is_reached() -> None:
             seen.add(decide(wish, measured, observed(state, record), hold, BOOT, NOW))
     measured = status("running", 2, resources=Resources(memory=1))
     seen.add(decide(instance("running", 2), measured, observed("running", (2, BOOT)), "watched", BOOT, NOW))
+    for port in (FIRST, LEAVING):
+        wish = instance("running", 2, ports=[port])
+        seen.add(decide(wish, status("running", 2), observed("running", (2, BOOT)), "watched", BOOT, NOW))
     assert seen == set(Action)

@@ -27,6 +27,7 @@ from insula.sdk import (
     InstanceSpec,
     Insula,
     Items,
+    NetworkAttachment,
     ResourceOptions,
 )
 from insula.sdk._async import network as for_tasks
@@ -68,6 +69,8 @@ GIVEN: dict[str, object] = {
     "serial": "1f",
     "kind": "server",
     "pid": 1,
+    "attachment": NetworkAttachment(network="back"),
+    "port": "eth1",
 }
 SPECS: dict[str, object] = {"InstanceSpec": InstanceSpec(image="web"), "ApplySpec": ApplySpec()}
 

@@ -20,6 +20,7 @@ from insula.model.objects import (
     InstanceStatus,
     Limits,
     Network,
+    NetworkAttachment,
     NetworkStatus,
     OverlayRoot,
     Port,
@@ -137,6 +138,7 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     ),
     GuaranteePatch(floor_out=50_000_000, ceiling_out=200_000_000, cpus=0.5),
     GuaranteeView(tenant="acme", instance="web", floor_out=50_000_000, cpus=0.5, created=_NOW),
+    NetworkAttachment(network="back", address="10.1.0.9"),
     Image(
         tenant="acme",
         name="busybox:latest",

@@ -34,7 +34,7 @@ from insula.api.server_sent import output, server_sent, wanted
 from insula.api.streams import FRAMES, TAR, archive, frames, primed, upload, while_connected
 from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
-from insula.model.objects import ConsoleSize, Exit, InstanceSpec
+from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch, Started
 
 ARGUMENTS = "insula-audit-arguments"
@@ -145,6 +145,27 @@ class InstanceRoutes(Controller):
     @delete("/{name:str}", summary="Remove an instance; with `force`, also one that runs", permission="instance.write")
     async def remove(self, plane: Plane, tenant: TenantName, name: Name, force: Flag = False) -> None:
         await plane.instances.remove(tenant, name, force=force)
+
+    @post(
+        "/{name:str}/ports",
+        status_code=200,
+        summary="Connect it to one more network, at once if it runs",
+        permission="instance.write",
+    )
+    async def plug(
+        self, plane: Plane, tenant: TenantName, name: Name, data: JSONBody[NetworkAttachment]
+    ) -> InstanceView:
+        note(network=data.network)
+        return await plane.instances.plug(tenant, name, data)
+
+    @delete(
+        "/{name:str}/ports/{port:str}",
+        summary="Disconnect it from a network, named by that or by its interface",
+        permission="instance.write",
+    )
+    async def unplug(self, plane: Plane, tenant: TenantName, name: Name, port: Name) -> None:
+        note(port=port)
+        await plane.instances.unplug(tenant, name, port)
 
     @post("/{name:str}/rename", status_code=200, summary="Give it another name", permission="instance.write")
     async def rename(self, plane: Plane, tenant: TenantName, name: Name, to: NewName) -> InstanceView:

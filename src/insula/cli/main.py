@@ -54,6 +54,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "network": ("network", "create, change, list, show and remove networks"),
     "router": ("router", "join networks, and set routes between them"),
     "guarantee": ("guarantee", "promise and limit bandwidth, promise CPU and memory"),
+    "port": ("port", "list, plug and unplug connections of instances to networks"),
     "image": ("image", "pull, push, load, save, import, build, list and remove images"),
     "apply": ("apply", "make everything as files declare it"),
     "diff": ("diff", "show what `apply` would change"),

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from insula.client.attachment import Attachment
     from insula.client.declared import DeclaredResource
     from insula.client.guarantees import GuaranteesResource
+    from insula.client.host import HostResource
     from insula.client.networks import NetworksResource
+    from insula.client.ports import PortsResource
     from insula.client.routers import RoutersResource
 
     Object = dict[str, Any]
@@ -65,7 +67,13 @@ class Client:
         self.tenants = TenantsResource(self)
         self.images = ImagesResource(self)
         self.instances = InstancesResource(self)
-        self.host = HostResource(self)
+
+    @property
+    def host(self) -> HostResource:
+        """The host of the daemon."""
+        from insula.client.host import HostResource
+
+        return HostResource(self)
 
     @property
     def declared(self) -> DeclaredResource:
@@ -94,6 +102,13 @@ class Client:
         from insula.client.guarantees import GuaranteesResource
 
         return GuaranteesResource(self)
+
+    @property
+    def ports(self) -> PortsResource:
+        """Connections of instances to networks."""
+        from insula.client.ports import PortsResource
+
+        return PortsResource(self)
 
     def call(self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
         """Send a request to /v1/SEGMENT/…?QUERY, and return the response's JSON."""
@@ -447,48 +462,3 @@ class InstancesResource(Resource):
 
     def _call(self, method: str, tenant: str, name: str, *rest: str, **query: object) -> Any:
         return self.client.call(method, "tenants", tenant, "instances", name, *rest, query=query)
-
-
-class HostResource(Resource):
-    def status(self) -> Object:
-        return self.client.call("GET", "status")  # type: ignore[no-any-return]
-
-    def doctor(self) -> Objects:
-        return self.client.call("GET", "doctor")  # type: ignore[no-any-return]
-
-    def verify(self) -> Object:
-        return self.client.call("GET", "verify")  # type: ignore[no-any-return]
-
-    def whois(self, pid: int) -> Object:
-        return self.client.call("GET", "whois", str(pid))  # type: ignore[no-any-return]
-
-    def metrics(self) -> str:
-        """Return the metrics of the host and of all tenants, in the text format of Prometheus."""
-        with request(self.client.remote, "GET", "/metrics", timeout=self.client.timeout) as response:
-            return b"".join(response).decode()
-
-    def down(self) -> None:
-        """Stop all instances, and remove every network, mount and cgroup of Insula from the host; the state is kept."""
-        self.client.call("POST", "down")
-
-    def events(self, from_revision: int | None = None, *, audit: bool = False) -> Iterator[Object]:
-        """Yield changes as they happen; with `audit` also entries of the audit log as they are written."""
-        return self.client.lines("GET", "events", query={"from_revision": from_revision, "audit": audit})
-
-    def audit(
-        self, *, since: float | None = None, uid: int | None = None, tenant: str | None = None
-    ) -> Iterator[Object]:
-        """Yield the audit log, oldest entry first: since a time (seconds), of a user, about a tenant."""
-        return self.client.lines("GET", "audit", query={"since": since, "uid": uid, "tenant": tenant})
-
-    def audit_raw(self) -> Response:
-        """Return a response whose body is the bytes of the audit log, oldest first, for verification."""
-        return self.client.stream("GET", "audit", "raw")
-
-    def audit_head(self) -> Object:
-        """Return number and hash of the audit log's last line, and those that the store has."""
-        return self.client.call("GET", "audit", "head")  # type: ignore[no-any-return]
-
-    def new_audit_key(self) -> Object:
-        """Begin with a new key of the audit log; returns the one that verifies it from now on, kept nowhere."""
-        return self.client.call("POST", "audit", "key")  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ class Endpoint:
 
     @property
     def label(self) -> str:
-        """``tenant/instance``, ``tenant/gateway:network``, ``host`` or ``outside``."""
+        """``tenant/instance``, ``tenant/instance:eth1``, ``tenant/gateway:network``, ``host`` or ``outside``."""
         if self.kind == "instance":
             return f"{self.tenant}/{self.name}"
         return f"{self.tenant}/gateway:{self.name}" if self.kind == "gateway" else self.kind
@@ -33,8 +33,13 @@ class Endpoint:
 
 def of_port(port: Port, network: Network) -> list[Endpoint]:
     """Return the endpoints of the instance at a port."""
-    found = [port.address, port.address6]
-    return [Endpoint("instance", port.tenant, network.index, port.instance, address) for address in found if address]
+    found, name = [port.address, port.address6], name_of(port)
+    return [Endpoint("instance", port.tenant, network.index, name, address) for address in found if address]
+
+
+def name_of(port: Port) -> str:
+    """Return the name of the endpoints at a port: the instance's, and for a further port with its interface."""
+    return port.instance if port.interface == "eth0" else f"{port.instance}:{port.interface}"
 
 
 def port_name(port: Port) -> str:

@@ -211,8 +211,8 @@ class Fabric(Protocol):
     def unplug(self, tenant: Tenant, network: Network, port: Port, nic: Nic | None = None, beside: Places = ()) -> None:
         """Remove the port, and its addresses from the instance's name; no error if they are gone.
 
-        With `nic` the instance runs on with the ports `beside`: its interface and what belongs to it are gone when this
-        returns.
+        With `nic` the instance runs on with the ports `beside`: the interface and what belongs to it are gone when this
+        returns, and only the port's counters stay until `unplug` without `nic`.
         """
 
     def egress(self, tenant: Tenant) -> int:

@@ -7,10 +7,12 @@ import json
 import os
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from insula.client import Client
 from insula.client.http import chunk
+from insula.model.errors import Conflict
 from insula.model.stream import Kind, encode
 
 MOST = 5
@@ -35,7 +37,7 @@ def an_instance(**spec: Any) -> Callable[[Client, str, int], object]:
 
 def on_a_network(client: Client, tenant: str, number: int) -> object:
     """An instance with one port."""
-    if not client.networks.list(tenant):
+    with suppress(Conflict):  # it is there
         client.networks.create(tenant, "default", "10.0.0.0/24")
     return client.instances.run(tenant, "busybox", ["true"], start=False, name=f"i{number}")
 

@@ -112,8 +112,8 @@ PATHS: dict[Callable[[Client, World, Spec], None], str] = {
     attach_and_start: "attach",
 }
 """Each path, with its route."""
-NO_OPTIONS = {"update", "rename", "stop", "kill", "pause", "unpause", "remove", "detach", "exec", "exec_detached",
-              "archive_get", "archive_put", "export", "bind", "unbind", "create_service_account",
+NO_OPTIONS = {"update", "rename", "plug", "unplug", "stop", "kill", "pause", "unpause", "remove", "detach", "exec",
+              "exec_detached", "archive_get", "archive_put", "export", "bind", "unbind", "create_service_account",
               "remove_service_account", "create_network", "remove_network"}  # fmt: skip
 """Routes that change something of a tenant, and neither store options nor start what was stored."""
 
@@ -164,6 +164,8 @@ def test_every_route_that_changes_instances_is_known(tmp_path: Path) -> None:
 WRITERS = {
     "control/instances/admission.py: propose",  # a new one, which _checked has admitted
     "control/instances/admission.py: attempt",  # limits
+    "control/instances/connecting.py: attempt",  # networks
+    "control/instances/plugging.py: unplug",  # without ports that are gone
     "control/instances/lifecycle.py: start_anew",  # after a boot, by its restart policy
     "control/instances/loading.py: _take",  # as it was, with the name of its host
     "control/instances/renaming.py: _commit",

@@ -121,17 +121,21 @@ def networks(arguments: Arguments) -> list[dict[str, Any]]:
     """Return the `NetworkAttachment`s of the options. --ip, --ip6 and --mac-address are of the first network."""
     given = arguments.network or ["default"]
     own = {"address": arguments.ip, "address6": arguments.ip6, "mac": arguments.mac_address}
-    asked = {name: value for name, value in own.items() if value is not None}
     if "none" in given:
-        if asked or len(given) > 1:
+        if any(own.values()) or len(given) > 1:
             raise UsageError("an instance without a network can't have an address", "leave it out, or --network none")
         return []
-    found = [attachment(text) for text in given]
-    if twice := asked.keys() & found[0].keys():
-        what = f"the first network has {', '.join(sorted(twice))} twice"
-        raise UsageError(what, "write it in --network, or in an option of its own")
-    found[0] |= asked
-    return found
+    first, *others = [attachment(text) for text in given]
+    return [with_own(first, own), *others]
+
+
+def with_own(wanted: dict[str, Any], own: dict[str, str | None]) -> dict[str, Any]:
+    """Return a `NetworkAttachment` with the values of options of their own."""
+    asked = {name: value for name, value in own.items() if value is not None}
+    if twice := asked.keys() & wanted.keys():
+        what = f"network {wanted['network'][:60]!r} has {', '.join(sorted(twice))} twice"
+        raise UsageError(what, "write it beside the network, or in an option of its own")
+    return {**wanted, **asked}
 
 
 _ATTACHMENT = {"ip": "address", "ip6": "address6", "mac": "mac"}

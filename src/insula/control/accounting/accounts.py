@@ -318,15 +318,28 @@ class Accounts:
             if group is None and not traffic:
                 return
             self._take(mine, managed, group, traffic, now().at, over=True)
-            if instance.id not in mine.unsaved:
-                return
-            mine.unsaved.discard(instance.id)
-            put = ACCOUNTS.put(mine.accounts[instance.id], instance.tenant, instance.id)
-            try:
-                await self.context.store.transact([], [put], durable=False)
-            except InsulaError as error:
-                mine.unsaved.add(instance.id)
-                self.context.problems.report(PROBLEM, error)
+            await self._store(mine, managed)
+
+    async def settle_ports(self, managed: ManagedInstance) -> None:
+        """Store what the ports of an instance have moved; then one that sends and receives nothing any more may be
+        removed. A failure to store it is no error, as with `settle`."""
+        mine = self.of(managed.instance.tenant)
+        async with self.context.turn(managed.instance.tenant), mine.lock:
+            self._take(mine, managed, None, await self._traffic([managed]), now().at)
+            await self._store(mine, managed)
+
+    async def _store(self, mine: TenantAccounts, managed: ManagedInstance) -> None:
+        """Store the account of an instance if it has changed."""
+        instance = managed.instance
+        if instance.id not in mine.unsaved:
+            return
+        mine.unsaved.discard(instance.id)
+        put = ACCOUNTS.put(mine.accounts[instance.id], instance.tenant, instance.id)
+        try:
+            await self.context.store.transact([], [put], durable=False)
+        except InsulaError as error:
+            mine.unsaved.add(instance.id)
+            self.context.problems.report(PROBLEM, error)
 
     async def totals(self, tenant: str) -> UsageSnapshot:
         """The tenant's totals on all hosts, as they were last read or stored."""

@@ -268,6 +268,10 @@ class InstanceController:
                 work = lifecycle.unpause(managed)
             case Action.RESIZE:
                 work = lifecycle.resize(managed)
+            case Action.PLUG:
+                work = lifecycle.plugging.plug(managed, lifecycle.driver(managed))
+            case Action.UNPLUG:
+                work = lifecycle.plugging.unplug(managed, lifecycle.driver(managed))
             case Action.STOP | Action.REPLACE:
                 work = lifecycle.stop(managed, DOWN_TIMEOUT if self.context.going_down.is_set() else None)
             case Action.KILL:
@@ -385,6 +389,8 @@ _DOING = defaultdict(
         Action.PAUSE: "pausing",
         Action.UNPAUSE: "unpausing",
         Action.RESIZE: "changing the limits of",
+        Action.PLUG: "connecting",
+        Action.UNPLUG: "disconnecting",
         Action.COLLECT_EXIT: "clearing away",
         Action.DISCARD: "clearing away",
     },

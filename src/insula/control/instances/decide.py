@@ -25,6 +25,8 @@ class Action(Enum):
     PAUSE = auto()
     UNPAUSE = auto()
     RESIZE = auto()  # apply the desired limits
+    PLUG = auto()  # plug in the wanted ports
+    UNPLUG = auto()  # unplug the ports that are to be removed, and delete them
     STOP = auto()  # stop it, as the user asked
     REPLACE = auto()  # stop it, since a newer start is desired
     KILL = auto()  # kill it at once, since it is to be removed
@@ -71,10 +73,16 @@ def _if_running(instance: Instance, status: InstanceStatus, observed: Observed, 
             return Action.UNPAUSE
     if status.state != observed.state or (observed.running and status.pid != observed.running.pid):
         return Action.ADOPT
-    return Action.RESIZE if status.resources != instance.spec.resources else Action.NOTHING
+    if status.resources != instance.spec.resources:
+        return Action.RESIZE
+    if _leaving(instance):
+        return Action.UNPLUG
+    return Action.PLUG if any(port.index not in status.ports for port in instance.plugged) else Action.NOTHING
 
 
 def _if_absent(instance: Instance, status: InstanceStatus, observed: Observed, boot: str, now: float) -> Action:
+    if _leaving(instance):
+        return Action.UNPLUG
     starts = instance.wanted in ("running", "paused")
     known = status.starts == instance.starts and status.state in ("exited", "failed")
     current, old = _is_current(instance, observed), _is_old(observed, boot)
@@ -90,6 +98,11 @@ def _if_absent(instance: Instance, status: InstanceStatus, observed: Observed, b
         return Action.NOTHING
     # a time further away than the longest pause: the clock was set back
     return Action.WAIT if 0 < (status.next_start or now) - now <= LONGEST else Action.RELAUNCH
+
+
+def _leaving(instance: Instance) -> bool:
+    """Whether a port of it is to be removed."""
+    return any(port.wanted == "removed" for port in instance.ports)
 
 
 def _is_current(instance: Instance, observed: Observed) -> bool:

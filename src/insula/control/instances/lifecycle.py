@@ -25,6 +25,7 @@ from insula.control.instances.drivers.directory import LaunchRecord, boot_id
 from insula.control.instances.health import HealthChecks
 from insula.control.instances.managed import Failure, ManagedInstance, ManagedInstances
 from insula.control.instances.memory import OomRecorder
+from insula.control.instances.plugging import Plugging
 from insula.control.instances.recorder import Recorder
 from insula.control.instances.restart_policy import STEADY, after_exit, delay
 from insula.control.instances.sharing import pid_members, pid_owner
@@ -66,6 +67,7 @@ class Lifecycle:
         self.health = HealthChecks(context.driver, recorder, tasks.spawn)
         self.memory = OomRecorder(recorder)
         self.accounts = accounts
+        self.plugging = Plugging(context, ports, statuses, accounts)
         self.boot = boot_id()
         self._tasks = tasks
         self._nudge = nudge
@@ -401,7 +403,7 @@ class Lifecycle:
         """Kill its processes, store what they have used, and remove its container, port and name."""
         instance = managed.instance
         await self.accounts.settle(managed)
-        await together(self.driver(managed).discard(instance), self.ports.unplug(managed.tenant, instance))
+        await together(self.driver(managed).discard(instance), self.ports.unplug(managed.tenant, instance.ports))
         managed.hold = "tidy"
         record = managed.observed.record if managed.observed else None
         managed.observed = Observed("none", record=record)

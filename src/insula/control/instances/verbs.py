@@ -23,6 +23,7 @@ from insula.control.instances import remote
 from insula.control.instances.admission import Admission, respecify
 from insula.control.instances.attach_session import AttachSession
 from insula.control.instances.checks import Known, as_it_is, check_running, check_there, not_running, still_active
+from insula.control.instances.connecting import connect, with_network, without_port
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.damaged import Damaged
 from insula.control.instances.drivers.base import require
@@ -42,6 +43,7 @@ from insula.model.objects import (
     Instance,
     InstanceSpec,
     InstanceStatus,
+    NetworkAttachment,
     Resources,
     RestartPolicy,
     Tenant,
@@ -378,6 +380,44 @@ class Instances(InstanceIo):
         except InsulaError:  # the kernel refuses them
             if taken_back := await self._commit(tenant, name, undo):
                 await self._converged(taken_back)
+            raise
+
+    async def plug(self, tenant: str, name: str, attachment: NetworkAttachment) -> InstanceView:
+        """Connect an instance to one more network, at once if it runs. Invalid, NotFound, Conflict, QuotaExceeded;
+        after an error nothing has changed."""
+        return await self.connect(tenant, name, partial(with_network, attachment=attachment))
+
+    async def unplug(self, tenant: str, name: str, which: str) -> InstanceView:
+        """Disconnect an instance from a network, named by that or by the interface. NotFound."""
+        check_label("port", which)
+        return await self.connect(tenant, name, partial(without_port, which=which))
+
+    async def connect(
+        self, tenant: str, name: str, wanted: Callable[[Instance], Sequence[NetworkAttachment]]
+    ) -> InstanceView:
+        """Connect an instance to the networks that `wanted` returns, and to no others."""
+        return await self._whole(self._connect(tenant, name, wanted))
+
+    async def _connect(
+        self, tenant: str, name: str, wanted: Callable[[Instance], Sequence[NetworkAttachment]]
+    ) -> InstanceView:
+        before: Sequence[NetworkAttachment] | None = None
+
+        async def attempt(known: Known) -> Found[Instance] | None:
+            nonlocal before
+            before = known.instance.spec.networks
+            return await connect(self.admission, known, wanted(known.instance))
+
+        async def undo(known: Known) -> Found[Instance] | None:
+            rest = [each for each in known.instance.spec.networks if before is None or each in before]
+            return await connect(self.admission, known, rest)
+
+        try:
+            return await self._changed(tenant, name, attempt)
+        except InsulaError:  # such as a network that is full
+            with contextlib.suppress(InsulaError):
+                if taken_back := await self._commit(tenant, name, undo):
+                    await self._converged(taken_back)
             raise
 
     async def reconfigure(

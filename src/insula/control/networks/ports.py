@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_network
 from itertools import count
@@ -125,19 +125,20 @@ class Ports:
             raise NotFound(f"network {port.network} of tenant {port.tenant} is gone", "create it again")
         return found.value
 
-    def plug(self, tenant: Tenant, places: Sequence[Place], nic: Nic) -> Awaitable[None]:
-        """Connect an instance to networks, add its name to the resolver, and close the nic. The future of that.
+    def plug(self, tenant: Tenant, places: Sequence[Place], nic: Nic, beside: Sequence[Place] = ()) -> Awaitable[None]:
+        """Connect an instance to networks, beside those that it is connected to, add its name to the resolver, and
+        close the nic. The future of that.
 
         It runs to its end even if the caller is cancelled. Else its thread would go on with a descriptor that may
         already mean another nic.
         """
-        return asyncio.shield(asyncio.ensure_future(self._plug(tenant, places, nic)))
+        return asyncio.shield(asyncio.ensure_future(self._plug(tenant, places, nic, beside)))
 
-    async def _plug(self, tenant: Tenant, places: Sequence[Place], nic: Nic) -> None:
+    async def _plug(self, tenant: Tenant, places: Sequence[Place], nic: Nic, beside: Sequence[Place]) -> None:
         fabric = self.context.fabric
         try:
             for before, (network, port) in enumerate(places):
-                work = functools.partial(fabric.plug, tenant, network, port, nic, places[:before])
+                work = functools.partial(fabric.plug, tenant, network, port, nic, [*beside, *places[:before]])
                 try:
                     await self.context.fabric_turn(tenant.name, work)
                 except (Conflict, Unavailable):  # the network is full, or the nic is of another kind
@@ -148,9 +149,21 @@ class Ports:
         finally:
             nic.close()
 
-    async def unplug(self, tenant: Tenant, instance: Instance) -> None:
-        """Remove the instance's ports and name; nothing happens if they are not there."""
-        for port in instance.ports:
+    async def withdraw(self, tenant: Tenant, port: Port, nic: Nic, beside: Sequence[Place]) -> None:
+        """Disconnect an instance that runs from one of its networks, and close the nic. `beside` are its other ports.
+        The port's counters stay until `unplug`."""
+        await asyncio.shield(asyncio.ensure_future(self._withdraw(tenant, port, nic, beside)))
+
+    async def _withdraw(self, tenant: Tenant, port: Port, nic: Nic, beside: Sequence[Place]) -> None:
+        try:
+            network, fabric = await self._network(port), self.context.fabric
+            await self.context.fabric_turn(tenant.name, fabric.unplug, tenant, network, port, nic, beside)
+        finally:
+            nic.close()
+
+    async def unplug(self, tenant: Tenant, ports: Sequence[Port]) -> None:
+        """Remove ports and their addresses from the instance's name; nothing happens if they are not there."""
+        for port in ports:
             network = None
             with suppress(NotFound, Failed):  # its record is gone, or damaged
                 network = await self._network(port)
@@ -163,6 +176,11 @@ _parsed = functools.lru_cache(maxsize=1024)(ip_network)
 
 def _address_kind(tenant: str, network: str) -> str:
     return f"address/{tenant}/{network}"
+
+
+def by_interface(ports: Iterable[Port]) -> list[Port]:
+    """Sort ports by their interfaces."""
+    return sorted(ports, key=lambda port: (len(port.interface), port.interface))
 
 
 def free_interfaces(beside: Sequence[Port]) -> Iterator[str]:

@@ -331,9 +331,10 @@ class LinuxFabric:
             self._resolver.remove_name(peer.name, name, addresses(port))
         with contextlib.suppress(NotFound):  # the namespace is gone with everything in it
             namespace = self._tenant(tenant)
-            namespace.unplug(network, port)
             if isinstance(nic, NetnsNic):
                 namespace.withdraw(network, port, nic.fd, beside)
+            else:
+                namespace.unplug(network, port)
             self._deletion.wake(namespace)
 
     @about_tenant

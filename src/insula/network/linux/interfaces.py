@@ -8,7 +8,7 @@ by a client, is routed by the main table: to the network of a port by that port,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from insula.kernel import netlink
@@ -115,8 +115,3 @@ def _index(inside: Rtnl, port: Port) -> int:
 def number(port: Port) -> int:
     """Return the number in the name of the port's interface."""
     return int(port.interface.removeprefix("eth"))
-
-
-def in_order(ports: Iterable[Port]) -> list[Port]:
-    """Sort ports by their interfaces."""
-    return sorted(ports, key=number)

@@ -332,9 +332,12 @@ class TenantNamespace:
 
     def unplug(self, network: Network, port: Port) -> None:
         """Remove the port's set elements, and mark its device, which `delete_marked` deletes with its other end."""
+        self._unplug(network, port, rules.of_port(port))
+
+    def _unplug(self, network: Network, port: Port, elements: rules.Elements) -> None:
         self._guests.remove(port)
         bridge, moved = naming.bridge_index(network.index), (network.name, port.mac) in self._remotes
-        self._epoch.transact(*rules.delete(self.naming.prefix, rules.of_port(port)))
+        self._epoch.transact(*rules.delete(self.naming.prefix, elements))
         group, self._unplugged = group_of(self._unplugged), self._unplugged + 1
         self.rtnl.execute(
             netlink.set_link_group(naming.port_index(port.index), group),
@@ -347,7 +350,9 @@ class TenantNamespace:
             del self._previous_macs[next(iter(self._previous_macs))]
 
     def withdraw(self, network: Network, port: Port, netns: int, beside: Places) -> None:
-        """Delete the device of a port that was unplugged, and what belongs to it in the namespace `netns`."""
+        """Remove a port except for its counters, its device, and what belongs to it in the namespace `netns`."""
+        blocked = {name: some for name, some in rules.of_port(port).items() if name not in rules.COUNTED}
+        self._unplug(network, port, blocked)
         while self.delete_marked():
             pass
         with reported(network, port), call_in(netns, Rtnl) as inside:

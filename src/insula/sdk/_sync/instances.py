@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Unpack
 
-from insula.model.objects import ConsoleSize, Exit, InstanceSpec
+from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment
 from insula.model.views import ExecSpec, ResourcesPatch, Started, StatsSample
 from insula.sdk import answers
 from insula.sdk._sync.calls import Caller, request
@@ -61,6 +61,18 @@ class InstanceOperations:
 
     def rename(self, tenant: str, name: str, to: str, *, idempotency_key: str | None = None) -> AnyInstance:
         return self._act(tenant, name, "rename", idempotency_key, {"to": to})
+
+    def plug(
+        self, tenant: str, name: str, attachment: NetworkAttachment, *, idempotency_key: str | None = None
+    ) -> AnyInstance:
+        """Connect it to one more network, at once if it runs."""
+        return self._caller.change(
+            answers.INSTANCE, "POST", *_path(tenant, name), "ports", body=attachment, key=idempotency_key
+        )
+
+    def unplug(self, tenant: str, name: str, port: str, *, idempotency_key: str | None = None) -> None:
+        """Disconnect it from a network. `port` is the name of the network, or of the interface, as in eth1."""
+        self._caller.do("DELETE", *_path(tenant, name), "ports", port, key=idempotency_key)
 
     def start(self, tenant: str, name: str, *, idempotency_key: str | None = None) -> AnyInstance:
         return self._act(tenant, name, "start", idempotency_key)

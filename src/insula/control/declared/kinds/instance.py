@@ -1,4 +1,4 @@
-"""Instance: limits, labels, restart policy, stop timeout and `wanted` are changed; everything else is replaced."""
+"""Instance: limits, labels, networks, restart policy, stop timeout and `wanted` are changed; all else is replaced."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from insula.control.instances.specs import check
 from insula.image.reference import parse
 from insula.model import upgrades
 from insula.model.errors import NotFound
-from insula.model.objects import Healthcheck, InstanceSpec, RestartPolicy
+from insula.model.objects import Healthcheck, Instance, InstanceSpec, NetworkAttachment, RestartPolicy
 from insula.model.own_views import HIDDEN
 from insula.model.views import ResourcesPatch
 
@@ -52,6 +52,7 @@ class InstanceKind(DeclaredKind):
         ("labels",),
         ("spec", "wanted"),
         *(("spec", "resources", name) for name in ResourcesPatch.__struct_fields__),
+        ("spec", "networks"),
         *(("spec", name) for name in _CHANGED),
     ]
 
@@ -127,6 +128,8 @@ class InstanceKind(DeclaredKind):
                 restart=msgspec.convert(new["restart"], RestartPolicy),
                 stop_timeout=new["stop_timeout"],
             )
+        if old["networks"] != new["networks"]:
+            await self._connect(verbs, ref, msgspec.convert(new["networks"], list[NetworkAttachment]))
         resources = {name: value for name, value in new["resources"].items() if old["resources"][name] != value}
         if resources:
             await verbs.instances.update(ref.tenant, ref.name, msgspec.convert(resources, ResourcesPatch))
@@ -134,6 +137,17 @@ class InstanceKind(DeclaredKind):
             await verbs.instances.stop(ref.tenant, ref.name)
         elif old["wanted"] == "stopped" or await self._has_failed(verbs, ref):
             await verbs.instances.start(ref.tenant, ref.name, by=by)
+
+    async def _connect(self, verbs: Verbs, ref: ObjectReference, wanted: Sequence[NetworkAttachment]) -> None:
+        """Plug and unplug ports. A port that differs in anything is unplugged first, so that its addresses are free."""
+        assert ref.tenant is not None
+
+        def kept(instance: Instance) -> Sequence[NetworkAttachment]:
+            names = {each.network for each in wanted if each not in instance.spec.networks}
+            return [each for each in instance.spec.networks if each.network not in names]
+
+        await verbs.instances.connect(ref.tenant, ref.name, kept)
+        await verbs.instances.connect(ref.tenant, ref.name, lambda _: wanted)
 
     async def _has_failed(self, verbs: Verbs, ref: ObjectReference) -> bool:
         current = await self.current(verbs, ref)
