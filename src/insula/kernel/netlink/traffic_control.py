@@ -172,6 +172,15 @@ def qdisc(rtnl: Rtnl, index: int, parent: int = ROOT) -> Qdisc | None:
     return Qdisc(kind, number, limit, rate)
 
 
+def kinds(rtnl: Rtnl) -> list[tuple[int, str]]:
+    """Return the kinds of all disciplines of the namespace, each with the index of its device."""
+    found = []
+    for body in rtnl.dump(_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0, 0)):
+        index = _TCMSG.unpack_from(body)[2]
+        found.append((index, rtattr.string(rtattr.parse(body[_TCMSG.size :])[_KIND])))
+    return found
+
+
 def _get(rtnl: Rtnl, type_: int, body: bytes) -> bytes | None:
     """Return the answer to a request; None if there is no such thing. The kernel answers only those that ask for an
     echo (NLM_F_ECHO): others are told by a notification to the group."""

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, TypeVar, cast
 
-from insula.model.errors import Failed, Unavailable
+from insula.model.errors import Failed, NotFound, Unavailable
+from insula.model.objects import Tenant
 
 TIMEOUT: Final = 60.0
 """Seconds that a call waits for earlier ones, and `close` for running ones."""
@@ -121,3 +122,7 @@ def about_host(method: Method) -> Method:
             return method(self, *args, **kwargs)
 
     return cast(Method, call)
+
+
+def no_namespace(tenant: Tenant) -> NotFound:
+    return NotFound(f"tenant {tenant.name} has no network namespace", "insulad will make it; see `insula status`")

@@ -216,7 +216,7 @@ class LinuxFabric:
                 namespace.ensure(host, ipv6=self._ipv6)
             made = namespace.apply(intent, self._prepare, self._members, errors)
         with recording(errors, "guarantees"):
-            self.shaper.apply(host, intent)
+            self.shaper.apply(host, namespace, intent)
         with recording(errors, "tenant"):
             for network in made:
                 self._await_resolver(namespace, network)
@@ -292,7 +292,7 @@ class LinuxFabric:
     def _check_recorded(self, tenant: Tenant) -> None:
         """Check that the tenant was not removed meanwhile, or its names would be left behind. NotFound."""
         if not self._records.has(tenant):
-            raise _no_namespace(tenant)
+            raise calls.no_namespace(tenant)
 
     def _tenant(self, tenant: Tenant) -> TenantNamespace:
         with self._lock:
@@ -304,7 +304,7 @@ class LinuxFabric:
                 namespace.close()
             netns = namespaces.open_named(self.naming.namespace(tenant.name))
             if netns is None:
-                raise _no_namespace(tenant)
+                raise calls.no_namespace(tenant)
             namespace = TenantNamespace(self.naming, tenant, netns, self._injector, self._procfs, self._guests)
             self._tenants[tenant.name] = namespace
             return namespace
@@ -318,7 +318,8 @@ class LinuxFabric:
             kind = "a tap device" if isinstance(nic, TapNic) else "a virtual function"
             raise Unavailable(f"{port.instance} has {kind}, which the linux fabric does not support", "use a container")
         self._check_recorded(tenant)
-        self._tenant(tenant).plug(network, port, nic.fd, beside)
+        (namespace := self._tenant(tenant)).plug(network, port, nic.fd, beside)
+        self.shaper.plugged(namespace, port)
         self._resolver.add_name(tenant, port.instance, addresses(port))
         for peer, name in self._peers.names_beyond(tenant, port):
             self._resolver.add_name(peer, name, addresses(port))
@@ -471,7 +472,3 @@ def _require_bridge_filter() -> None:
     if not sysctl.has_bridge_filter():
         raise Unavailable("this kernel has no br_netfilter", "install the package with the kernel's modules")
     sysctl.write(dict.fromkeys(sysctl.BRIDGE_FILTERS, "0"))
-
-
-def _no_namespace(tenant: Tenant) -> NotFound:
-    return NotFound(f"tenant {tenant.name} has no network namespace", "insulad will make it; see `insula status`")

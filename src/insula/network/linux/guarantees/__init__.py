@@ -3,4 +3,5 @@
 tree.py       classes of HTB for tenants' floors and ceilings, as data
 program.py    the eBPF program that gives a tenant's packets to its class
 shaper.py     `Shaper`: the tree of this host, between tenants' uplinks and the host
+ports.py      `PortShaper`: ceilings of single instances, and the addresses of those with floors
 """

@@ -19,8 +19,10 @@ from insula.kernel.netlink import Request, Rtnl
 from insula.kernel.netlink import traffic_control as tc
 from insula.kernel.netlink.traffic_control import ClassCounters, HtbClass
 from insula.model.guarantees import Shaping
+from insula.model.objects import Port
 from insula.network.intent import TenantIntent
 from insula.network.linux.guarantees import program, tree
+from insula.network.linux.guarantees.ports import Handles, PortShaper, has_floor
 from insula.network.linux.naming import Naming
 
 DIRECTIONS: Final = ("out", "in")
@@ -34,16 +36,20 @@ class Shaper:
         self._naming = naming
         self._lock = threading.Lock()
         self._last: dict[int, Shaping | None] = {}  # what was applied, by the index of the tenant
+        self._ports: dict[int, PortShaper] = {}
         self._with_instances: set[int] | None = None  # tenants with classes of instances; None before the first look
 
     # -- changes -------------------------------------------------------------------------------------------------
 
-    def apply(self, host: Rtnl, intent: TenantIntent) -> None:
-        """Make classes and filters of a tenant equal to its intent's `shaping`; None removes them. Only differences are
-        changed. An incomplete intent removes nothing."""
+    def apply(self, host: Rtnl, inside: Handles, intent: TenantIntent) -> None:
+        """Make the shaping of a tenant equal to its intent's; None removes it. Only differences are changed. An
+        incomplete intent removes nothing. Calls for one tenant run one after another."""
+        if intent.shaping is not None or intent.complete:
+            self._apply(host, intent)
+            self._apply_ports(inside, intent)
+
+    def _apply(self, host: Rtnl, intent: TenantIntent) -> None:
         tenant, shaping = intent.tenant.index, intent.shaping
-        if shaping is None and not intent.complete:
-            return
         with self._lock:
             self._last[tenant] = shaping
             uplink = host.index(self._naming.uplink(tenant))
@@ -57,12 +63,25 @@ class Shaper:
                 host.execute(*_changes(index, tenant, shaping, direction, have))
                 stale += _leftovers(index, tenant, shaping, direction, have)
             self._ensure_filters(host, uplink, tenant, shaping, devices)
+            host.execute(*self._routes(tenant, uplink, shaping))
             host.execute(*stale)
             assert self._with_instances is not None
             (self._with_instances.add if shaping.ports else self._with_instances.discard)(tenant)
 
+    def _apply_ports(self, inside: Handles, intent: TenantIntent) -> None:
+        tenant = intent.tenant.index
+        if (shaper := self._ports.get(tenant)) is None or shaper.inside is not inside:
+            shaper = self._ports[tenant] = PortShaper(self._naming, inside)
+        shaper.apply(intent.shaping.ports if intent.shaping else {}, intent.ports)
+
+    def plugged(self, inside: Handles, port: Port) -> None:
+        """Apply the rates of a port that was just plugged."""
+        if (shaper := self._ports.get(inside.tenant.index)) and shaper.inside is inside:
+            shaper.plugged(port)
+
     def remove(self, host: Rtnl, tenant: int) -> None:
-        """Remove classes and filters of a tenant."""
+        """Remove classes and filters of a tenant, whose namespace is about to be removed."""
+        self._ports.pop(tenant, None)
         with self._lock:
             self._last.pop(tenant, None)
             self._remove(host, tenant, host.index(self._naming.uplink(tenant)))
@@ -138,6 +157,16 @@ class Shaper:
                     tc.add_clsact(uplink),
                     tc.set_bpf_filter(uplink, _PARENTS[direction], descriptor, wanted[0], index),
                 )
+
+    def _routes(self, tenant: int, uplink: int, shaping: Shaping) -> Iterator[Request]:
+        """Yield requests for the routes to the addresses of instances with floors. They stay when a floor is removed,
+        until the uplink is: connections that have begun go on with these addresses."""
+        (_, four), (_, six) = self._naming.addresses(tenant)
+        for each in shaping.ports.values():
+            if has_floor(each):
+                four_, six_ = self._naming.guaranteed_addresses(each.number)
+                yield netlink.add_route(f"{four_}/32", index=uplink, gateway=four)
+                yield netlink.add_route(f"{six_}/128", index=uplink, gateway=six)
 
     def _program(self, tenant: int, shaping: Shaping, direction: str) -> bytes:
         numbers = [n for n, rate in tree.instances(shaping, direction).items() if rate.floor is not None]
