@@ -13,6 +13,7 @@ from insula.kernel.netns import call_in
 from insula.network.findings import ProofFinding
 from insula.network.linux import naming
 from insula.network.proof import Prover
+from insula.network.verify import verify
 from tests.support.lab import Lab, World, isolated, two_tenants
 
 
@@ -178,7 +179,7 @@ CORRUPTIONS = [
     Corruption(address_is_missing, "blocked", "acme/web", "outside", "from 10.0.0.2 to"),
     Corruption(networks_are_joined, "leak", "acme/web", "acme/back", "from 10.0.0.2 to 10.1.0.4"),
     Corruption(everything_is_forwarded, "leak", "outside", "acme/web", "to 10.0.0.2"),
-    Corruption(one_port_is_open_from_outside, "leak", "outside", "acme/web", "tcp/4444 from any address to 10.0.0.2"),
+    Corruption(one_port_is_open_from_outside, "leak", "outside", "acme/web", "tcp/4444 from 203.0.113.77 to 10.0.0.2"),
     Corruption(fresh_connections_count_as_judged, "leak", "outside", "acme/db", "to 10.0.0.3"),
     Corruption(translation_is_off, "leak", "acme/web", "outside", "with its own source address"),
     Corruption(gateway_answers_all, "leak", "acme/web", "acme/router", "from 10.0.0.2 to 10.0.0.1"),
@@ -242,3 +243,37 @@ def test_a_repaired_host_is_proven_again() -> None:
         assert prove(cloud, prover)
         cloud.apply("acme")
         assert prove(cloud, prover) == []
+
+
+SENT = [
+    (networks_are_joined, "acme/web", "acme/back", "seen last at acme/back, where it arrived"),
+    (one_port_is_open_from_outside, "outside", "acme/web", "seen last at acme/web, where it arrived"),
+    (address_too_many, "acme/web", "", "seen last at"),
+    (port_is_flooded, "acme/web", "acme/db", "seen last at acme/db, where it arrived"),
+    (epoch_is_missing, "acme/web", "acme/db", "seen last at"),
+    (translation_is_off, "acme/web", "outside", "seen last at the host, from the uplink of acme"),
+]
+
+
+@pytest.mark.parametrize(("do", "source", "target", "sent"), SENT, ids=lambda value: getattr(value, "__name__", ""))
+def test_the_witness_is_sent_and_told_where_it_was_seen(
+    do: Callable[[Lab], None], source: str, target: str, sent: str
+) -> None:
+    @isolated
+    def test() -> None:
+        with two_tenants() as cloud:
+            cloud.network("acme", "10.1.0.0/24", "fd01::/64", name="back")
+            cloud.instance("acme", "back", "back")
+            do(cloud)
+            report = verify(
+                cloud.fabric,
+                list(cloud.tenants.values()),
+                list(cloud.networks.values()),
+                [each.port for each in cloud.instances.values()],
+                {each.port.index: each.netns for each in cloud.instances.values()},
+            )
+            assert not report.passed and report.classes > 10_000
+            told = [each for each in report.findings if (each.source, each.target) == (source, target)]
+            assert any(sent in (each.sent or "") for each in told), report.findings
+
+    test()

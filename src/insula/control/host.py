@@ -39,7 +39,7 @@ class Host:
         self.managed = instances.managed
         settings = self.context.settings
         self.uncharged = Uncharged(settings.run / "uncharged", enabled=settings.ebpf_budgets)
-        self.verifier = Verifier(self.context, self.managed, tasks)
+        self.verifier = Verifier(self.context, networks.intents, self.managed, tasks)
         self.started = time.time()
         self._settle = settle
 

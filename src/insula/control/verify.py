@@ -13,18 +13,22 @@ from contextlib import AsyncExitStack, suppress
 from insula.control.context import Context
 from insula.control.instances.managed import ManagedInstances
 from insula.control.keys import NETWORKS, ROUTERS, TENANTS
+from insula.control.networks.intents import Intents
 from insula.control.tasks import Tasks
 from insula.model.errors import NotFound
 from insula.model.views import VerifyReport
 from insula.network.fabric import NetnsNic
+from insula.network.proof import Prover
 from insula.network.verify import verify
 
 _ATTEMPTS = 5
 
 
 class Verifier:
-    def __init__(self, context: Context, managed: ManagedInstances, tasks: Tasks) -> None:
+    def __init__(self, context: Context, intents: Intents, managed: ManagedInstances, tasks: Tasks) -> None:
         self.context = context
+        self.intents = intents
+        self.prover = Prover(context.fabric)
         self.managed = managed
         self._tasks = tasks
         self._one = asyncio.Lock()  # two runs at a time would report each other's probes
@@ -57,7 +61,10 @@ class Verifier:
                 await held.enter_async_context(context.locks[tenant.name])
             ports = [port for m in self.managed.of(None) for port in m.instance.plugged]
             netns = self._namespaces(held)
-            return await asyncio.to_thread(verify, context.fabric, tenants, networks, ports, netns, routers)
+            intents = [intent for tenant in tenants if (intent := await self.intents.build(tenant.name))]
+            return await asyncio.to_thread(
+                verify, context.fabric, tenants, networks, ports, netns, routers, intents, self.prover
+            )
 
     def _namespaces(self, held: AsyncExitStack) -> dict[int, int]:
         """A descriptor of each running instance's network namespace, by the indices of its ports."""

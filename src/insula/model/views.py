@@ -289,13 +289,39 @@ class Reachability(Struct, kw_only=True):
         return self.installed == self.expected and self.probed in (None, self.expected)
 
 
+class VerifyFinding(Struct, kw_only=True):
+    """A way in which what the kernel lets pass differs from what it should.
+
+    A ``leak`` lets packets come where they may not, ``blocked`` keeps them from where they should, ``forged`` lets an
+    instance send from an address that is not its own, ``overheard`` gives an instance frames for others, and
+    ``unknown`` is something that is not understood, which counts as if it let everything pass. `classes` is the number
+    of packet classes that it is about. The `witness` is one packet of them; `sent` tells where that was seen last when
+    it was sent, None if it was not.
+    """
+
+    kind: str
+    tenant: str
+    source: str
+    target: str
+    text: str
+    classes: int
+    witness: str | None = None
+    sent: str | None = None
+
+
 class VerifyReport(Struct, kw_only=True):
-    """The report of `insula verify`; it passes if nothing differs from the tenants' networks."""
+    """The report of `insula verify`; it passes if nothing differs from the tenants' networks.
+
+    `classes` is the number of packet classes, of all sources, destinations and services, for which it was proven that
+    the installed rules treat them as they should, except in `findings`. `matrix` has what real packets did.
+    """
 
     passed: bool
     matrix: list[Reachability]
     drift: list[str]
     seconds: float
+    findings: list[VerifyFinding] = []
+    classes: int = 0
 
 
 class Namespace(Struct, kw_only=True):

@@ -68,21 +68,26 @@ def label(tenant: str, place: NetworkPlace) -> str:
 def between(
     tenant: str, kind: Literal["leak", "blocked"], delivery: Delivery, place: NetworkPlace, classes: int
 ) -> Iterator[ProofFinding]:
-    """Yield a difference for each sender of these classes that end, or should end, at `place`."""
+    """Yield a finding for each place from which these classes come that end, or should end, at `place`."""
     space = delivery.space
+    found: dict[str, ProofFinding] = {}
     for number, sender in enumerate(delivery.senders):
         if not (row := space.row(classes, number)):
             continue
+        source, end = label(tenant, sender.place), label(tenant, place)
+        if source in found:
+            found[source] = found[source]._replace(classes=found[source].classes + row.bit_count())
+            continue
         target, service = _best(space, row, delivery.version)
         packet = _packet(delivery.version, sender.address, target, service)
-        source, end = label(tenant, sender.place), label(tenant, place)
         if kind == "leak":
             how = ", with its own source address" if place.kind == "untranslated" else ""
             text = f"{source} can reach {end}{how}, and should not: {packet.text}"
         else:
             text = f"{source} should reach {end}, and can't: {packet.text}"
-        services = _services(space, row)
-        yield ProofFinding(tenant, kind, source, end, row.bit_count(), packet, f"{text} ({services})")
+        text += f" ({_services(space, row)})"
+        found[source] = ProofFinding(tenant, kind, source, end, row.bit_count(), packet, text)
+    yield from found.values()
 
 
 def forged(tenant: str, forgeries: Sequence[Forgery]) -> Iterator[ProofFinding]:

@@ -17,6 +17,7 @@ from typing import Final
 PROTOCOLS: Final = ("icmp", "udp", "tcp")
 DSCP: Final = 0x3F  # of probes (RFC 2474, for local use)
 HOPS: Final = 4  # instance → its router → host → another tenant's router → instance
+SOURCE_PORT: Final = 40000
 UDP_PORT: Final = 9  # discard, RFC 863
 IP, ARP, IPV6 = 0x0800, 0x0806, 0x86DD  # if_ether.h
 BROADCAST, ALL_NODES = "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"
@@ -58,10 +59,20 @@ class ProbeCodec:
         self._mark = os.urandom(_MARK)
         self._made: dict[bytes, Probe] = {}
 
-    def probe(self, sender: str, protocol: str, source: str, target: str) -> Probe:
-        """Make a probe from one address to another, with a new token."""
+    def probe(
+        self,
+        sender: str,
+        protocol: str,
+        source: str,
+        target: str,
+        source_port: int = SOURCE_PORT,
+        port: int = UDP_PORT,
+    ) -> Probe:
+        """Make a probe from one address to another, with a new token. Ports are those of UDP and TCP."""
         token = os.urandom(_TOKEN)
-        made = Probe(sender, target, protocol, ip_packet(protocol, source, target, self._mark + token))
+        made = Probe(
+            sender, target, protocol, ip_packet(protocol, source, target, self._mark + token, (source_port, port))
+        )
         self._made[token] = made
         return made
 
@@ -71,11 +82,13 @@ class ProbeCodec:
         return self._made.get(data[at : at + _TOKEN]) if at >= _MARK else None
 
 
-def ip_packet(protocol: str, source: str, target: str, payload: bytes) -> bytes:
-    """Build an IPv4 or IPv6 packet with `DSCP` and `HOPS`."""
+def ip_packet(
+    protocol: str, source: str, target: str, payload: bytes, ports: tuple[int, int] = (SOURCE_PORT, UDP_PORT)
+) -> bytes:
+    """Build an IPv4 or IPv6 packet with `DSCP` and `HOPS`. `ports` are those of source and destination."""
     version = 6 if ":" in target else 4
     sent, receiver = ip_address(source).packed, ip_address(target).packed
-    upper = _upper(version, protocol, sent, receiver, payload)
+    upper = _upper(version, protocol, sent, receiver, payload, ports)
     if version == 6:
         first = 6 << 28 | DSCP << 22
         return struct.pack("!IHBB", first, len(upper), _NUMBER[6][protocol], HOPS) + sent + receiver + upper
@@ -84,14 +97,14 @@ def ip_packet(protocol: str, source: str, target: str, payload: bytes) -> bytes:
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + upper
 
 
-def _upper(version: int, protocol: str, source: bytes, target: bytes, payload: bytes) -> bytes:
+def _upper(version: int, protocol: str, source: bytes, target: bytes, payload: bytes, ports: tuple[int, int]) -> bytes:
     if protocol == "icmp":
         body, at = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, 9, 1) + payload, 2
     elif protocol == "udp":
-        body, at = struct.pack("!HHHH", 40000, UDP_PORT, 8 + len(payload), 0) + payload, 6
+        body, at = struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload, 6
     else:
         syn, words = 2, 5
-        body = struct.pack("!HHIIBBHHH", 40000, UDP_PORT, 1, 0, words << 4, syn, 64240, 0, 0) + payload
+        body = struct.pack("!HHIIBBHHH", *ports, 1, 0, words << 4, syn, 64240, 0, 0) + payload
         at = 16
     pseudo = b""
     if version == 6 or protocol != "icmp":

@@ -25,6 +25,8 @@ from insula.network.ranges import contains, overlap, range_of
 from insula.network.reference_policies import PolicyReference
 
 _DNS: Final = 53
+_RESOLVERS: Final = NumberRange(5300, 5399)
+"""Ports at which a fabric may have further resolvers, which answer fewer questions."""
 _SERVERS: Final = {4: 67, 6: 547}  # source ports of DHCP servers, which instances may not use
 _CLIENTS: Final = {(68, 67), (546, 547)}
 """Source and destination ports of DHCP clients (RFC 2131, RFC 8415)."""
@@ -119,6 +121,7 @@ class ReferenceModel:
         reference_policies.cut(self.intent, into)
         for protocol in (TCP, UDP):
             into.targets[protocol].add(_DNS, _DNS)
+            into.targets[protocol].add(*_RESOLVERS)
         into.sources[UDP].add(_SERVERS[self.version], _SERVERS[self.version])
         for source, target in _CLIENTS:
             into.sources[UDP].add(source, source)
@@ -313,11 +316,13 @@ class _Services:
 
     def __init__(self, version: int, services: Sequence[Service]) -> None:
         echo, icmp = ECHO[version], ICMP if version == 4 else ICMPV6
-        self.of_resolver = self._echo = self._near = self._usual = 0
+        self._resolvers = self.of_resolver = self._echo = self._near = self._usual = 0
         for number, each in enumerate(services):
             self._usual |= is_usual(each, version) << number
             if each.protocol in ((TCP, TCP), (UDP, UDP)) and each.target == (_DNS, _DNS):
                 self.of_resolver |= 1 << number
+            elif each.has_ports and each.target and contains(_RESOLVERS, each.target):
+                self._resolvers |= 1 << number
             elif each.protocol == (icmp, icmp) and each.target == (echo, echo):
                 self._echo |= 1 << number
             elif (version == 6 and each.is_icmp and each.target in [(n, n) for n in _NEIGHBOURS]) or (
@@ -329,7 +334,8 @@ class _Services:
         """Return the services of a gateway, which answers echo requests, and its own network's DNS queries. Any address
         of the router may be asked by neighbor discovery and DHCP."""
         answered = {"own": self.of_resolver | self._echo, "joined": self._echo, "none": 0}[gateway]
-        return _ToRouter(answered & self._usual, answered | self._near)
+        further = self._resolvers if gateway == "own" else 0
+        return _ToRouter(answered & self._usual, answered | further | self._near)
 
 
 def place_of(port: Port) -> NetworkPlace:

@@ -1,8 +1,9 @@
-"""`insula verify`: compare wanted, installed and measured reachability.
+"""`insula verify`: prove that what the kernel lets pass is what tenants want, and test that with packets.
 
-Whether A may reach B is determined in three independent ways: `reachability` computes it from the tenants' networks,
-the fabric reads the installed state from the kernel, and `probe` sends packets. A difference means that isolation is
-broken. Inside an instance's namespace only the list of devices is read.
+The proof (proof.py) is about all packets: the installed rules are interpreted, and compared with a model of the intent.
+Each finding has a packet as its witness, which is sent. Beside it, packets are sent between all instances (probe.py),
+and compared with what `reachability` computes from the tenants' networks and from the installed devices. A difference
+in any of these means that isolation is broken. Inside an instance's namespace only the list of devices is read.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from collections.abc import Mapping, Sequence
 
 from insula.model.objects import Network, Port, Tenant
 from insula.model.routers import Router
-from insula.model.views import Reachability, VerifyReport
-from insula.network import reachability
+from insula.model.views import Reachability, VerifyFinding, VerifyReport
+from insula.network import reachability, witnesses
 from insula.network.endpoints import Endpoint
-from insula.network.fabric import Fabric, RouterPoints, Station
+from insula.network.fabric import Fabric, ProbePoints, RouterPoints, Station
+from insula.network.findings import ProofFinding
+from insula.network.intent import TenantIntent
 from insula.network.probe import Measurement, ProbeResult
+from insula.network.proof import Prover
 
 
 def verify(
@@ -27,10 +31,13 @@ def verify(
     ports: Sequence[Port],
     netns: Mapping[int, int],
     routers: Sequence[Router] = (),
+    intents: Sequence[TenantIntent] | None = None,
+    prover: Prover | None = None,
 ) -> VerifyReport:
     """Make the report on all running instances. `netns` has a namespace descriptor for each port, by `Port.index`.
 
-    Ports without one are left out. Blocks for about a second.
+    Ports without one are left out. `intents` are those of the tenants, by default what the other arguments say. A
+    `prover` remembers the tenants that were proven before. Blocks for about a second.
     """
     started = time.monotonic()
     by_name = {(network.tenant, network.name): network for network in networks}
@@ -43,17 +50,21 @@ def verify(
             f"{one.tenant}: {text}" for text in (*one.drift, *reachability.differences(one, networks, running, routers))
         ]
     drift += fabric.strange_devices(netns, running)
+    if intents is None:
+        intents = [_intent(tenant, networks, ports, routers) for tenant in tenants]
+    present = {one.tenant for one in installed if one.namespace}
+    proof = (prover or Prover(fabric)).prove([each for each in intents if each.tenant.name in present], netns)
     wanted = reachability.WantedReachability(networks, routers)
     with contextlib.ExitStack() as stack:
-        stations: list[Station] = []
-        points_of: list[RouterPoints] = []
-        for tenant, one in zip(tenants, installed, strict=True):
-            if one.namespace:
+        points: list[ProbePoints] = []
+        for tenant in tenants:
+            if tenant.name in present:
                 theirs = [network for network in networks if network.tenant == tenant.name]
-                points = fabric.probe_points(tenant, theirs, [port for port in running if port.tenant == tenant.name])
-                stack.callback(points.close)
-                stations += points.stations
-                points_of.append(points.router)
+                mine = [port for port in running if port.tenant == tenant.name]
+                points.append(fabric.probe_points(tenant, theirs, mine))
+                stack.callback(points[-1].close)
+        sent = witnesses.send(proof.findings, points)
+        stations, points_of = [s for one in points for s in one.stations], [one.router for one in points]
         pairs = _pairs(stations, points_of)
         taken = stack.enter_context(Measurement(stations, points_of, wanted))
         results = taken.measure(pairs, beyond=not host_drift)
@@ -61,8 +72,40 @@ def verify(
     matrix = [
         _cell(*pair, wanted(*pair), permitted(*pair), result) for pair, result in zip(pairs, results, strict=True)
     ]
-    passed = not drift and all(cell.ok and cell.probed is not None and cell.control for cell in matrix)
-    return VerifyReport(passed=passed, matrix=matrix, drift=drift, seconds=time.monotonic() - started)
+    agreed = all(cell.ok and cell.probed is not None and cell.control for cell in matrix)
+    return VerifyReport(
+        passed=not drift and not proof.findings and agreed,
+        matrix=matrix,
+        drift=drift,
+        seconds=time.monotonic() - started,
+        findings=[finding_view(each, sent.get(number)) for number, each in enumerate(proof.findings)],
+        classes=proof.cells,
+    )
+
+
+def finding_view(finding: ProofFinding, sent: str | None = None) -> VerifyFinding:
+    """Return a finding for people. `sent` tells where its witness was seen."""
+    return VerifyFinding(
+        kind=finding.kind,
+        tenant=finding.tenant,
+        source=finding.source,
+        target=finding.target,
+        text=finding.text,
+        classes=finding.classes,
+        witness=finding.witness.text if finding.witness else None,
+        sent=sent,
+    )
+
+
+def _intent(
+    tenant: Tenant, networks: Sequence[Network], ports: Sequence[Port], routers: Sequence[Router]
+) -> TenantIntent:
+    return TenantIntent(
+        tenant=tenant,
+        networks=[each for each in networks if each.tenant == tenant.name],
+        ports=[each for each in ports if each.tenant == tenant.name],
+        routers=[each for each in routers if each.tenant == tenant.name],
+    )
 
 
 def _pairs(stations: Sequence[Station], routers: Sequence[RouterPoints]) -> list[tuple[Endpoint, Endpoint]]:

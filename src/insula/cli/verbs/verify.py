@@ -43,6 +43,9 @@ def show(report: dict[str, Any], *, everything: bool = False) -> None:
     for cell in unproven:
         why = clean(cell["detail"] or "no probe")
         print(f"? {clean(cell['source'])} → {clean(cell['target'])} ({clean(cell['address'])}): not proven: {why}")
+    for finding in report["findings"]:
+        sent = f"; sent: {finding['sent']}" if finding["sent"] else ""
+        print(f"! {clean(finding['text'])}{clean(sent)}")
     for line in report["drift"]:
         print(f"! {clean(line)}")
     probed = sum(cell["probed"] is not None for cell in matrix)
@@ -51,6 +54,7 @@ def show(report: dict[str, Any], *, everything: bool = False) -> None:
     print(
         f"{'passed' if report['passed'] else 'FAILED'}: {len(matrix)} paths, {probed} probed with real packets, "
         f"{len(wrong)} wrong, {len(unproven)} not proven, {len(report['drift'])} drifted; "
+        f"{report['classes']:,} classes of packets compared, {len(report['findings'])} findings; "
         f"{controlled} of {len(negatives)} silent ones have a positive control ({report['seconds']:.1f} s)"
     )
 

@@ -17,6 +17,7 @@ from insula.network.linux.interpreter.view import InterpreterView
 
 _NO_ONE = "02:00:00:00:00:00"
 """A MAC address that nobody has: frames to it are flooded."""
+_MOST_SOURCES = 128  # addresses that are tried as sources one by one
 _LARGEST = 1 << 21  # packet classes of one run; more senders are run in groups
 
 
@@ -66,9 +67,18 @@ class TenantInterpreter:
             yield delivery
 
     def from_uplink(self, version: int, space: Space) -> Delivery:
-        """Run packets that come from the host through the uplink, from any address."""
-        delivery = Delivery(version, [PacketSource(NetworkPlace("uplink"), None)], space)
-        Forwarding(self.stack, delivery, self.places).from_devices([self.stack.by_name.get(self.view.uplink)])
+        """Run packets that come from the host through the uplink, from any address. If some pass, each atom of
+        addresses is tried as their source."""
+        delivery = self._from_uplink(version, space, [PacketSource(NetworkPlace("uplink"), None)])
+        if delivery.ends and len(space.targets) <= _MOST_SOURCES:
+            sources = [PacketSource(NetworkPlace("uplink"), each) for each in space.targets]
+            return self._from_uplink(version, space, sources)
+        return delivery
+
+    def _from_uplink(self, version: int, space: Space, sources: list[PacketSource]) -> Delivery:
+        delivery = Delivery(version, sources, Space(len(sources), space.targets, space.services))
+        link = self.stack.by_name.get(self.view.uplink)
+        Forwarding(self.stack, delivery, self.places).from_devices([link] * len(sources))
         return delivery
 
     def _identities(self) -> Iterator[PortIdentity]:
