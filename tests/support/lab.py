@@ -410,6 +410,13 @@ class World:
                 netlink.add_route("::/0", index=wan.index, gateway=self.ADDRESS6),
             )
 
+    def also(self, address: str) -> None:
+        """Give the host another address on `wan`, with its prefix length."""
+        with Rtnl() as host:
+            wan = host.link("wan")
+            assert wan
+            host.execute(netlink.add_address(wan.index, address))
+
     def tells_callers(self, port: int) -> None:
         """A TCP server that prints the addresses of its clients, in a process of its own."""
         with self.instance.socket(socket.AF_INET6, socket.SOCK_STREAM) as server:

@@ -100,7 +100,7 @@ def test_from_one_tenant_to_another(version: int) -> None:
         subnet, address = ("fd09::/64", "fd09::2") if version == 6 else ("10.9.0.0/24", "10.9.0.2")
         route_to(cloud, 2, subnet)
         open_tenant(cloud, "globex")
-        rule = installed(cloud, 'oifname "lab-u*" drop')
+        rule = installed(cloud, 'oifname "lab-u*" goto to_tenant comment')
         host(cloud, "flush chain inet lab from_tenant")
         assert passes(web, far, address, True), "the control"
         host(cloud, f"add rule inet lab from_tenant {rule}")

@@ -159,6 +159,7 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             "bridge ipv6": {("p7", MAC, address) for address in own},
             "bridge sent": {("p7",), ("p8",)},
             "bridge received": {("p7",), ("p8",)},
+            "bridge reflected": {("p7", "p7"), ("p8", "p8")},
             "inet bridges": {("br3",)},
             "inet paths": {("br3", "br3"), ("br3", "uplink")},
             "inet gateways4": {("br3", "10.0.0.1")},
@@ -217,7 +218,7 @@ def test_a_transaction_may_have_thousands_of_elements() -> None:
 
 def test_without_ipv6_there_is_nothing_of_it() -> None:
     found = {name for name, of in rules.of_port(port(address6=None)).items() if of}
-    assert found == {"bridge macs", "bridge ipv4", *rules.COUNTED}
+    assert found == {"bridge macs", "bridge ipv4", "bridge reflected", *rules.COUNTED}
     assert not rules.of_network(network(None))["inet gateways6"]
 
 

@@ -6,7 +6,7 @@ same rules, and have an error with a hint for each.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -89,7 +89,8 @@ Cidr = Annotated[
     ),
 ]
 NamePattern = Annotated[str, _text(rules.NAME_PATTERN, rules.MAX_DOMAIN, "api.example.com", "*.example.com")]
-PortNumber = Annotated[int, _number(1, 65535)]
+PortNumber = Annotated[int, _number(1, rules.MAX_PORT)]
+TransportProtocol = Literal["tcp", "udp"]
 IcmpType = Annotated[int, _number(0, 255)]
 Priority = Annotated[int, _number(0, rules.MAX_PRIORITY)]
 Mac = Annotated[str, _text(rules.PORT_MAC, 17, "02:42:ac:11:00:02")]

@@ -307,6 +307,25 @@ def _default_networks() -> list[NetworkAttachment]:
     return [NetworkAttachment(network="default")]
 
 
+class PublishedPort(Struct, kw_only=True):
+    """Ports of an external address that lead to an instance: packets to them are translated (DNAT, RFC 3022).
+
+    There are `count` of them from `port` up, which lead to as many ports of the instance from `target` up. `address` is
+    an address of the host or a floating one; None is every address of the host, its loopback addresses included.
+    """
+
+    port: fields.PortNumber
+    target: fields.PortNumber
+    count: fields.PortNumber = 1
+    protocol: fields.TransportProtocol = "tcp"
+    address: fields.IpAddress | None = None
+
+    @property
+    def last(self) -> int:
+        """The last external port."""
+        return self.port + self.count - 1
+
+
 class InstanceSpec(Struct, kw_only=True):
     """The spec of an instance, as in `insula run`. Empty or None means the image's value, or the default."""
 

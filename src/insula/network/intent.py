@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from insula.model.guarantees import Shaping
-from insula.model.objects import Network, Port, Struct, Tenant
+from insula.model.objects import Network, Port, PublishedPort, Struct, Tenant
 from insula.model.policies import AddressGroup, OperatorPolicy, Policy, PortMatch
 from insula.model.routers import Router
 
@@ -21,6 +22,49 @@ class PolicyIntent(Struct, kw_only=True):
     groups: Sequence[AddressGroup] = ()
     labels: Mapping[str, Mapping[str, str]] = {}
     operator: Sequence[OperatorPolicy] = ()
+
+
+class Forward(Struct, kw_only=True):
+    """A published port, and the addresses of the instance that it leads to."""
+
+    published: PublishedPort
+    addresses: Sequence[str]
+
+
+class FloatingIntent(Struct, kw_only=True):
+    """An external address of the tenant. All packets to `target`, an address of an instance, and from it to the outside
+    are translated one to one; with None only published ports and balancers use the address."""
+
+    address: str
+    target: str | None = None
+
+
+class BalancerListener(Struct, kw_only=True):
+    """An address and port where a balancer is reached. None is every address of the host; `network` is the network that
+    an internal address belongs to."""
+
+    address: str | None
+    port: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    network: str | None = None
+
+
+class BalancerIntent(Struct, kw_only=True):
+    """A layer-4 load balancer. `index` is unique on this cloud. `backends` are the addresses and ports that get new
+    connections, those that are healthy. With `affinity` all connections of a client's address go to one backend."""
+
+    index: int
+    listeners: Sequence[BalancerListener]
+    backends: Sequence[tuple[str, int]] = ()
+    affinity: bool = False
+
+
+class OutsideIntent(Struct, kw_only=True):
+    """What the tenant offers to the outside: published ports, floating addresses and load balancers."""
+
+    forwards: Sequence[Forward] = ()
+    floating: Sequence[FloatingIntent] = ()
+    balancers: Sequence[BalancerIntent] = ()
 
 
 class RemotePort(Struct, kw_only=True):
@@ -70,5 +114,6 @@ class TenantIntent(Struct, kw_only=True):
     names: Mapping[str, Sequence[str]] = {}
     policy: PolicyIntent = PolicyIntent()
     peerings: Sequence[PeeringIntent] = ()
+    outside: OutsideIntent = OutsideIntent()
     complete: bool = True
     shaping: Shaping | None = None

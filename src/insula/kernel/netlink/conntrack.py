@@ -53,14 +53,19 @@ class Connection(NamedTuple):
 
 class Match(NamedTuple):
     """A condition on one tuple of an entry: the original one, or with `reply` that of the replies. None matches any.
-    `ports` are the first and last destination port."""
+
+    `ports` are the first and last destination port, `source_ports` those of the source. With `translated` only entries
+    match whose destination was translated.
+    """
 
     destination: str | None = None
     source: str | None = None
     protocol: str | None = None
     ports: tuple[int, int] | None = None
+    source_ports: tuple[int, int] | None = None
     reply: bool = False
     version: int = 4
+    translated: bool = False
 
     def matches(self, connection: Connection) -> bool:
         """Whether an entry fulfils the condition."""
@@ -70,6 +75,8 @@ class Match(NamedTuple):
             and self.source in (None, found.source)
             and (self.protocol is None or PROTOCOLS[self.protocol] == found.protocol)
             and (self.ports is None or self.ports[0] <= found.destination_port <= self.ports[1])
+            and (self.source_ports is None or self.source_ports[0] <= found.source_port <= self.source_ports[1])
+            and not (self.translated and connection.original.destination == connection.reply.source)
         )
 
 

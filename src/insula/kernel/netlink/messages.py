@@ -25,7 +25,7 @@ IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_LINK_NETNSID = 20, 
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_EUI64, ADDR_GEN_MODE_NONE = 8, 0, 1
 BR_STP_STATE, BR_MCAST_SNOOPING, BRPORT_LEARNING, BRPORT_UNICAST_FLOOD = 5, 23, 8, 9
-BRPORT_MCAST_FLOOD, BRPORT_BCAST_FLOOD, BRPORT_NEIGH_SUPPRESS = 27, 30, 32
+BRPORT_HAIRPIN, BRPORT_MCAST_FLOOD, BRPORT_BCAST_FLOOD, BRPORT_NEIGH_SUPPRESS = 4, 27, 30, 32
 VXLAN_ID, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 VETH_INFO_PEER, IFA_F_NODAD = 1, 2
@@ -69,6 +69,7 @@ class Link:
     group: int = 0
     learning: bool | None = None  # as a bridge port
     flood: bool | None = None
+    hairpin: bool | None = None
     carrier: bool = False
     namespace: int | None = None  # of the peer, by its number here (ip-netns(8), set); None if it is here or unknown
     broadcast: bool | None = None  # as a bridge port: whether it sends broadcast, and multicast, frames of others
@@ -135,6 +136,7 @@ def parse_link(body: bytes) -> Link:
         namespace=rtattr.integer(attributes[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in attributes else None,
         learning=_flag(port, BRPORT_LEARNING),
         flood=_flag(port, BRPORT_UNICAST_FLOOD),
+        hairpin=_flag(port, BRPORT_HAIRPIN),
         broadcast=_flag(port, BRPORT_BCAST_FLOOD),
         multicast=_flag(port, BRPORT_MCAST_FLOOD),
         suppress=_flag(port, BRPORT_NEIGH_SUPPRESS),

@@ -113,12 +113,14 @@ def set_bridge_port(
     broadcast: bool | None = None,
     multicast: bool | None = None,
     suppress: bool | None = None,
+    hairpin: bool | None = None,
     alias: str | None = None,
 ) -> Request:
     """Set a bridge port's flags (bridge(8)), and its link's alias.
 
     They are learning of source addresses; flooding of unicast to unknown addresses, of broadcast and of multicast; and
-    `suppress`: the bridge itself answers ARP and NDP for the neighbours behind this port.
+    `suppress`: the bridge itself answers ARP and NDP for the neighbours behind this port. With `hairpin` frames may
+    leave by the port that they came from.
     """
     flags = {
         rt.BRPORT_LEARNING: learning,
@@ -126,6 +128,7 @@ def set_bridge_port(
         rt.BRPORT_BCAST_FLOOD: broadcast,
         rt.BRPORT_MCAST_FLOOD: multicast,
         rt.BRPORT_NEIGH_SUPPRESS: suppress,
+        rt.BRPORT_HAIRPIN: hairpin,
     }
     data = rtattr.nested(*((flag, None if value is None else bytes([value])) for flag, value in flags.items()))
     info = rtattr.nested((rt.INFO_SLAVE_KIND, b"bridge\0"), (rt.INFO_SLAVE_DATA | rtattr.NESTED, data))

@@ -46,6 +46,7 @@ from insula.network.linux.guests import GuestServer
 from insula.network.linux.interpreter.interpreters import Interpreters
 from insula.network.linux.naming import Naming
 from insula.network.linux.neighbours import enlarge_tables
+from insula.network.linux.outside.host import HostOutside
 from insula.network.linux.peers import Peers
 from insula.network.linux.records import TenantRecords
 from insula.network.linux.resolvers import TenantResolvers
@@ -82,6 +83,7 @@ class LinuxFabric:
     ) -> None:
         self._underlay = underlay
         self._members: Members | None = None
+        self._outside: HostOutside | None = None
         self.naming = Naming(prefix, IPv4Network(range4), IPv6Network(range6))
         self._run = run / "network"
         self._records = TenantRecords(self._run)
@@ -120,6 +122,8 @@ class LinuxFabric:
             with contextlib.suppress(OSError):  # a kernel without bpf(2): address changes are not announced
                 self._injector = Injector()
         self._ensure_host()
+        if self._outside is None:
+            self._outside = HostOutside(self._run / "outside", self.naming, *self._handles(), self._settings)
         if self._underlay and self._members is None:
             self._members = Members(self._underlay, self.naming.prefix, Rtnl(), NftablesSocket())
         self._calls.open()
@@ -147,8 +151,10 @@ class LinuxFabric:
             self._injector.close()
         if self._members:
             self._members.close()
+        if self._outside:
+            self._outside.close()
         self._procfs.close()
-        self._members = None
+        self._members = self._outside = None
         self._host = self._host_nft = self._injector = None
 
     def _ensure_host(self) -> None:
@@ -221,6 +227,9 @@ class LinuxFabric:
             for network in made:
                 self._await_resolver(namespace, network)
         self._peers.apply(namespace, intent, errors)
+        with recording(errors, "outside"):
+            if self._outside:
+                self._outside.realise(intent, namespace.outside)
         with recording(errors, "names"):
             self._resolver.set_names(tenant, {**intent.names, **self._peers.names(intent)})
         self._deletion.wake(namespace)
@@ -268,6 +277,8 @@ class LinuxFabric:
         self.shaper.remove(host, index)
         self._peers.forget(name)
         self._remove_devices(name)
+        if self._outside:
+            self._outside.remove(name, index)
         host.execute(netlink.delete_link(name=self.naming.uplink(index)))
         namespaces.remove(self.naming.namespace(name))
         self._records.remove(name)
@@ -452,6 +463,8 @@ class LinuxFabric:
         self._calls.close()
         self._sweep([], lambda _: contextlib.nullcontext())
         nft.run(f"add table inet {self.naming.prefix}\ndelete table inet {self.naming.prefix}\n")
+        if self._outside:
+            self._outside.teardown()
         self._settings.restore()
         if (self._run / "directory").exists():
             namespaces.release_directory()

@@ -1,7 +1,8 @@
 """The rules in the host's namespace: they isolate tenants from each other and from the host.
 
 Every packet of a tenant that leaves its namespace comes in by its uplink, with an address of the uplink. Which instance
-it is of was judged before, in the tenant's namespace (`rules`).
+it is of was judged before, in the tenant's namespace (`rules`). Other tenants reach what a tenant offers to the outside
+(`linux.outside`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _HOST = """
 table inet {table} {{
     set members4 {{ typeof ip saddr; }}
     set members6 {{ typeof ip6 saddr; }}
+    set floating4 {{ typeof ip daddr . oifname; }}
+    set floating6 {{ typeof ip6 daddr . oifname; }}
 
     chain input {{
         type filter hook input priority -5; policy accept;
@@ -44,8 +47,8 @@ table inet {table} {{
         {redirects}
     }}
     chain from_tenant {{
-        oifname "{uplinks}*" drop
         fib saddr . iif oif missing drop
+        oifname "{uplinks}*" goto to_tenant comment "another tenant, or the same: what is open to the outside"
         ip daddr @members4 udp dport {vxlan} drop
         ip6 daddr @members6 udp dport {vxlan} drop
         ct status dnat ct original ip daddr {range4} th dport 53 accept
@@ -60,6 +63,9 @@ table inet {table} {{
     }}
     chain to_tenant {{
         ct state established,related accept
+        ct status dnat accept comment "published ports: linux.outside"
+        ip daddr . oifname @floating4 accept
+        ip6 daddr . oifname @floating6 accept
         drop
     }}
     chain output {{
@@ -71,7 +77,9 @@ table inet {table} {{
     }}
     chain postrouting {{
         type nat hook postrouting priority 100; policy accept;
-        iifname "{uplinks}*" oifname != "{uplinks}*" masquerade
+        ip saddr . iifname @floating4 accept
+        ip6 saddr . iifname @floating6 accept
+        iifname "{uplinks}*" masquerade
     }}
 }}
 """

@@ -194,6 +194,8 @@ def _port_drift(
             yield f"device {port.device} is on no bridge"
         if link.learning or link.flood:
             yield f"device {port.device} learns addresses or is flooded"
+        if not link.hairpin:
+            yield f"device {port.device} does not send back what its instance sends to itself through the router"
         if len(port.macs) != 1 or not port.addresses:
             yield f"device {port.device} has no rule elements"
         if any((port.device,) not in elements.get(name, ()) for name in rules.COUNTED):

@@ -62,6 +62,7 @@ table bridge {table} {{
     set ndp {{ typeof iifname . ether saddr . @th,64,128; }}
     set sent {{ typeof iifname; counter; }}
     set received {{ typeof oifname; counter; }}
+    set reflected {{ typeof iifname . oifname; }}
     set asking {{ typeof iifname; size 65535; flags dynamic,timeout; timeout 10s; }}
     set storms {{ typeof iifname; size 65535; flags dynamic,timeout; timeout 1m; }}
 
@@ -118,6 +119,10 @@ table bridge {table} {{
         iifname @sent accept
         accept
     }}
+    chain forward {{
+        type filter hook forward priority -200; policy accept;
+        meta pkttype {{ broadcast, multicast }} iifname . oifname @reflected drop comment "ports are in hairpin mode"
+    }}
     chain postrouting {{
         type filter hook postrouting priority 0; policy accept;
         ether type {{ ip, ip6 }} oifname @received accept
@@ -132,6 +137,8 @@ table inet {table} {{
     set connections6 {{ type ipv6_addr; size 65535; flags dynamic; }}
     set queries4 {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set queries6 {{ type ipv6_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
+    set external4 {{ typeof ip daddr; }}
+    set external6 {{ typeof ip6 daddr; }}
     set routed4 {{ typeof iifname . ip daddr; }}
     set routed6 {{ typeof iifname . ip6 daddr; }}
     set peer_protocols {{ type ifname . inet_proto; }}
@@ -180,10 +187,18 @@ table inet {table} {{
         ct state untracked icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @paths accept
         ct direction original iifname . oifname @paths goto judge
         ct direction reply oifname . iifname @paths goto judge
+        ct status dnat goto from_outside comment "linux.outside"
         oifname "{egress}*" ct state established accept
         iifname "{egress}*" goto egress_forward
     }}
+    chain from_outside {{
+        ct direction original iifname "{uplink}" oifname @bridges goto judge
+        ct direction reply oifname "{uplink}" iifname @bridges goto judge
+        ct original ip daddr @external4 iifname @bridges oifname @bridges goto judge comment "another network"
+        ct original ip6 daddr @external6 iifname @bridges oifname @bridges goto judge
+    }}
     chain judge {{
+        iifname "{uplink}" ct state new ct count over {connections} drop
         iifname @bridges ct state new add @connections4 {{ ip saddr ct count over {each} }} drop
         iifname @bridges ct state new add @connections6 {{ ip6 saddr ct count over {each} }} drop
         oifname "{uplink}" ct state new ct count over {connections} drop comment "tenants share the host's table"
@@ -287,6 +302,7 @@ _TYPES: Final = {
     "bridge ndp": "dmh",
     "bridge sent": "d",
     "bridge received": "d",
+    "bridge reflected": "dd",
     "inet bridges": "d",
     "inet closed": "d",
     "inet paths": "dd",
@@ -332,6 +348,7 @@ def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
         "bridge ipv4": [(device, mac, port.address)],
         "bridge ipv6": [(device, mac, address) for address in six],
         "bridge ndp": [(device, mac, f"0x{int(IPv6Address(address)):032x}") for address in six],
+        "bridge reflected": [(device, device)],
         **{name: [(device,)] for name in COUNTED},
     }
 

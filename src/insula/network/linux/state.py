@@ -114,7 +114,13 @@ def port(state: InstalledState, network: Network, port: Port) -> list[Request]:
     if link is None or link.index != index:
         return []
     right = (link.up, link.mtu, link.master, link.alias) == (True, network.mtu, on, port.instance)
-    right = right and (index, port.mac) in state.forwarding and not link.learning and not link.flood
+    right = (
+        right
+        and (index, port.mac) in state.forwarding
+        and not link.learning
+        and not link.flood
+        and link.hairpin is True
+    )
     if not right or any(state.neighbours.get((on, address)) != port.mac for address in addresses(port)):
         return [
             netlink.set_link(index, up=True, mtu=network.mtu, master=on, alias=port.instance),
@@ -127,7 +133,7 @@ def port_settings(network: Network, port: Port) -> list[Request]:
     """Return requests for permanent entries of a port's MAC and IP addresses: nothing is learned, or can be forged."""
     index, on = naming.port_index(port.index), naming.bridge_index(network.index)
     return [
-        netlink.set_bridge_port(index, learning=False, flood=False, alias=port.instance),
+        netlink.set_bridge_port(index, learning=False, flood=False, hairpin=True, alias=port.instance),
         netlink.add_forwarding(index, port.mac),
         *(netlink.add_neighbour(on, address, port.mac) for address in addresses(port)),
     ]

@@ -31,6 +31,7 @@ from insula.network.linux.guests import GuestServer
 from insula.network.linux.interfaces import addresses_of
 from insula.network.linux.interpreter.stack import StackReader
 from insula.network.linux.naming import Naming
+from insula.network.linux.outside.tenant import TenantOutside
 from insula.network.linux.state import InstalledState, addresses
 from insula.network.linux.underlay import Members
 from insula.network.packets import announcement
@@ -60,6 +61,7 @@ class TenantNamespace:
         self.rtnl, self.nft, self._nftables, self._slow_rtnl = handles
         self._epoch = Epoch(self._nftables, names.prefix)
         self.stack = StackReader(self.rtnl, self._nftables)
+        self.outside = TenantOutside(names.prefix, self.netns, self.rtnl, self.nft, self._nftables)
         self._deleting = threading.Lock()
         self._closed = False
         self._networks: set[int] = set()  # of all intents so far
