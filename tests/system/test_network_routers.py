@@ -21,6 +21,7 @@ from insula.model.objects import Network
 from insula.network.addresses import gateway_mac
 from insula.network.linux import naming
 from insula.network.packets import frame, ip_packet
+from insula.network.proof import Prover
 from tests.support.lab import Instance, Lab, World, isolated, query
 
 SHORT = 0.3  # seconds that are waited for what should not come
@@ -416,3 +417,29 @@ def test_routes_that_were_damaged_are_repaired() -> None:
             lab.apply("acme")
             assert {route for route in rtnl.routes() if route.table > 255} == set(ours)
         os.close(netns)
+
+
+# -- the proof -------------------------------------------------------------------------------------------------------
+
+
+def findings(lab: Lab) -> list[str]:
+    running = {instance.port.index for instance in lab.instances.values()}
+    proven = Prover(lab.fabric).prove([lab.intent(tenant) for tenant in lab.tenants], running)
+    return [finding.text for finding in proven.findings]
+
+
+@isolated
+def test_routers_routes_and_closed_networks_are_proven() -> None:
+    lab = Lab()
+    for tenant in ("acme", "globex"):
+        networks(lab, tenant)
+    lab.networks["acme", "n3"] = change(lab, "n3", outbound="none")
+    lab.router("acme", "n1", "n3", routes={"172.16.0.0/12": "10.1.0.2", "fd20::/32": "fd00:1::2"})
+    lab.router("globex", "n1", "n2")
+    assert findings(lab) == []
+    one, two = (naming.bridge(lab.networks["acme", name].index) for name in ("n1", "n2"))
+    inside = lab.inside("acme")
+    with call_in(inside, Nft) as nft:
+        nft.run(f"add element inet lab paths {{ {one} . {two} }}")
+        assert any("acme/i1 can reach acme/i2" in text for text in findings(lab))
+    os.close(inside)

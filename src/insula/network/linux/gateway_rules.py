@@ -26,8 +26,8 @@ table inet {table} {{
     }}
     chain closed_dns {{
         type nat hook prerouting priority -100; policy accept;
-        iifname @closed iifname . ip daddr @gateways4 meta l4proto {{ tcp, udp }} th dport 53 redirect to :{closed_dns}
-        iifname @closed iifname . ip6 daddr @gateways6 meta l4proto {{ tcp, udp }} th dport 53 redirect to :{closed_dns}
+        iifname @closed iifname . ip daddr @gateways4 meta l4proto {{ tcp, udp }} th dport 53 dnat to :{closed_dns}
+        iifname @closed iifname . ip6 daddr @gateways6 meta l4proto {{ tcp, udp }} th dport 53 dnat to :{closed_dns}
     }}
     chain segments {{
         type filter hook postrouting priority -150; policy accept;

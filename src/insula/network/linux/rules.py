@@ -174,9 +174,10 @@ table inet {table} {{
     chain services {{
         icmp type echo-request accept
         icmpv6 type echo-request accept
-        udp dport {{ 53, {closed_dns} }} accept
+        udp dport 53 accept
         tcp dport {{ 53, {closed_dns} }} ct state new limit rate over {connects}/second burst {connects} packets drop
-        tcp dport {{ 53, {closed_dns} }} accept
+        tcp dport 53 accept
+        iifname @closed ct status dnat meta l4proto {{ tcp, udp }} th dport {closed_dns} accept
         drop
     }}
     chain forward {{
