@@ -108,6 +108,8 @@ def tenants(daemon: Daemon, request: pytest.FixtureRequest) -> Iterator[TenantFa
         for image in cli.json("image", "ls"):
             if image["tenant"] == cli.tenant:
                 cli.ok("image", "rm", image["name"])
+        for view in cli.json("peer", "ls"):
+            cli.ok("peer", "end", view["peer"], "--name", view["name"])
         for view in cli.json("router", "ls"):
             cli.ok("router", "rm", view["router"]["name"])
         for view in cli.json("network", "ls"):

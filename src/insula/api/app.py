@@ -46,6 +46,7 @@ from insula.api.openapi import Document
 from insula.api.outbox import Outbox
 from insula.api.pages import PAGES
 from insula.api.parameters import Plane
+from insula.api.peerings import PeeringRoutes
 from insula.api.redaction import pattern_of
 from insula.api.request_times import RequestTimes
 from insula.api.routers import RouterRoutes
@@ -138,6 +139,7 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
                     whoami,
                     NetworkRoutes,
                     RouterRoutes,
+                    PeeringRoutes,
                     GuaranteeRoutes,
                     ImageRoutes,
                     InstanceRoutes,

@@ -27,6 +27,8 @@ from insula.model.objects import (
     Resources,
     Tenant,
 )
+from insula.model.peerings import PeeredNetwork, PeeringAcceptance, PeeringOffer, PeeringView
+from insula.model.policies import PortMatch
 from insula.model.principals import (
     Authorities,
     BindingSpec,
@@ -131,6 +133,20 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     NetworkPatch(outbound="none"),
     NetworkView(network=_NETWORK, status=NetworkStatus(ready=True, ports=1)),
     RouterSpec(name="core", networks=["default", "back"], routes=[_ROUTE]),
+    PeeringOffer(to="globex", networks=["back"], allow=[PortMatch(protocol="tcp", port=5432)]),
+    PeeringAcceptance(networks=["default"]),
+    PeeringView(
+        tenant="acme",
+        peer="globex",
+        name="peering",
+        state="active",
+        offered_by="acme",
+        networks=["back"],
+        allow=[PortMatch(protocol="tcp", port=5432)],
+        peer_networks=[PeeredNetwork(name="default", subnet="10.2.0.0/24")],
+        peer_allow=[],
+        created=_NOW,
+    ),
     RouterPatch(join=["lab"], leave=["back"]),
     RouterView(
         router=Router(tenant="acme", name="core", networks=["default", "back"], routes=[_ROUTE], created=_NOW),

@@ -19,6 +19,7 @@ from insula.model.declared import DeclaredItem
 from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Exit, Image, Instance, InstanceStatus
 from insula.model.own_views import HIDDEN, OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
+from insula.model.peerings import PeeringView
 from insula.model.principals import (
     Authorities,
     BindingView,
@@ -67,6 +68,7 @@ FREE = (
     Invitation,
     DeclaredItem,
     RouterView,
+    PeeringView,
     GuaranteeView,
     Authorities,
     LoginInfo,

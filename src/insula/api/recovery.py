@@ -15,6 +15,7 @@ from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, NotFound
 from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Image
+from insula.model.peerings import DEFAULT_NAME, PeeringView
 from insula.model.principals import BindingSpec, BindingView, PrincipalView
 from insula.model.routers import RouterView
 from insula.model.views import InstanceView, NetworkView, TenantView
@@ -40,6 +41,10 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
         content = await plane.networks.get(str(tenant), request.path_params.get("network") or named)
     elif kind is RouterView:
         content = await plane.routers.get(str(tenant), request.path_params.get("router") or named)
+    elif kind is PeeringView:
+        peer, peering = (request.path_params.get(each) for each in ("peer", "peering"))
+        name = str(peering or body.get("name") or DEFAULT_NAME)
+        content = await plane.peerings.get(str(tenant), str(peer or body.get("to")), name)
     elif kind is GuaranteeView:
         content = await plane.guarantees.get(str(tenant), request.path_params.get("instance"))
     elif kind is Image:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from insula.control.context import Context
-from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, ROUTERS, SHARED, STATUS, TENANTS
+from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, PEERINGS, ROUTERS, SHARED, STATUS, TENANTS
 from insula.model.errors import Failed, Invalid
 from insula.model.objects import InstanceStatus
 from insula.store.protocol import Event
@@ -88,6 +88,11 @@ def _router(event: Event) -> EventDict:
     return _named(ROUTERS, "router", event)
 
 
+def _peering(event: Event) -> EventDict:
+    _, other, _ = PEERINGS.parts(event.entry.key)
+    return {**_named(PEERINGS, "peering", event), "peer": other}
+
+
 def _image(event: Event) -> EventDict:
     return _named(IMAGES, "image", event)
 
@@ -146,6 +151,7 @@ _RENDERERS = {
     TENANTS.root: _tenant,
     NETWORKS.root: _network,
     ROUTERS.root: _router,
+    PEERINGS.root: _peering,
     IMAGES.root: _image,
     INSTANCES.root: _instance,
     STATUS.root: _status,

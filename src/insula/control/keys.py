@@ -4,6 +4,7 @@
 /usage/TENANT                       Usage: the sums over its instances; see allocation/quotas.py
 /networks/TENANT/NETWORK            Network
 /routers/TENANT/ROUTER              Router
+/peerings/TENANT/OTHER/NAME         Peering, once below each of its two tenants
 /guarantees/TENANT/ID               Guarantee of the instance with that ID; ID is "_" for the tenant as a whole
 /floors/HOST                        FloorGuard
 /images/OWNER/NAME                  Image; OWNER is "_" for shared ones
@@ -29,6 +30,7 @@ from insula.model.accounting import Account, Checkpoint, History, Ledger, Tenant
 from insula.model.declared import ApplySet, SetMember
 from insula.model.guarantees import FloorGuard, Guarantee
 from insula.model.objects import IdempotencyRecord, Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
+from insula.model.peerings import Peering
 from insula.model.principals import Binding, Certificate, Principal, Token
 from insula.model.routers import Router
 from insula.model.views import Usage
@@ -38,6 +40,7 @@ TENANTS = Keyspace("/tenants", Tenant, 1)
 USAGE = Keyspace("/usage", Usage, 1)
 NETWORKS = Keyspace("/networks", Network, 2)
 ROUTERS = Keyspace("/routers", Router, 2)
+PEERINGS = Keyspace("/peerings", Peering, 3)
 GUARANTEES = Keyspace("/guarantees", Guarantee, 2)
 FLOOR_GUARDS = Keyspace("/floors", FloorGuard, 1)
 IMAGES = Keyspace("/images", Image, 2)

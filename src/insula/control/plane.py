@@ -39,6 +39,7 @@ from insula.control.networks.controller import NetworkController
 from insula.control.networks.fabrics import open_fabric
 from insula.control.networks.guarantees import Guarantees
 from insula.control.networks.intents import Intents
+from insula.control.networks.peerings import Peerings
 from insula.control.networks.ports import Ports
 from insula.control.networks.routers import Routers
 from insula.control.networks.verbs import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
@@ -58,8 +59,8 @@ _REMOVALS = 8  # instances that are removed at a time
 
 
 class ControlPlane:
-    """The verbs are `tenants`, `identities`, `networks`, `routers`, `guarantees`, `images`, `instances`, `declared`,
-    `stats`, `accounting`, `host` and `events`; see their classes."""
+    """The verbs are `tenants`, `identities`, `networks`, `routers`, `peerings`, `guarantees`, `images`, `instances`,
+    `declared`, `stats`, `accounting`, `host` and `events`; see their classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
         """`shared`: other daemons commit to the store, too."""
@@ -77,6 +78,7 @@ class ControlPlane:
         self.identities = Identities(context, self.tenants, self.identity_cache)
         self.networks = Networks(context, self.tenants, self.network_controller, ports)
         self.routers = Routers(context, self.tenants, self.network_controller)
+        self.peerings = Peerings(context, self.tenants, self.network_controller)
         self.guarantees = Guarantees(context, self.tenants, self.network_controller)
         self.images = Images(context, self.tenants, accounts)
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks, accounts)
@@ -180,7 +182,7 @@ class ControlPlane:
         await self.images.collect()
 
     async def clear_tenant(self, name: str) -> None:
-        """Remove a tenant's instances, routers, networks and own images. It goes on if the client disconnects."""
+        """Remove what a tenant has, but not the tenant. It goes on if the client disconnects."""
         await self.tenants.check_removable(name)
         await asyncio.shield(self.tasks.spawn(self._clear_tenant(name)))
 
@@ -195,6 +197,8 @@ class ControlPlane:
         await asyncio.gather(
             *(gone(self.instances.remove(name, v.instance.name, force=True)) for v in await self.instances.list(name))
         )
+        for peering in await self.peerings.list(name):
+            await gone(self.peerings.end(name, peering.peer, peering.name))
         for router in await self.routers.list(name):
             await gone(self.routers.remove(name, router.router.name))
         for network in await self.networks.list(name):

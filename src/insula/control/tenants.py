@@ -38,6 +38,7 @@ from insula.control.keys import (
     LEDGERS,
     MEMBERS,
     NETWORKS,
+    PEERINGS,
     PRINCIPALS,
     ROUTERS,
     SETS,
@@ -46,8 +47,10 @@ from insula.control.keys import (
     USAGE,
 )
 from insula.control.networks.controller import NetworkController
+from insula.control.networks.peering_records import deletes, reservation
 from insula.model.errors import Conflict, Denied, Failed, InsulaError
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
+from insula.model.peerings import Peering
 from insula.model.quota_settings import new_limits
 from insula.model.units import check_label, shorten
 from insula.model.views import LimitsPatch, TenantView, Usage
@@ -190,11 +193,13 @@ class Tenants:
         """Remove a tenant. Conflict while it has instances, routers, networks or own images; Denied for the default
         one."""
         found = await self.check_removable(name)
-        tenant, store = found.value, self.context.store
+        tenant, store, ended = found.value, self.context.store, list[Peering]()
 
         async def attempt(guard: Found[Usage]) -> None:
             await self._refuse_if_used(name)
             rights = await self._rights(name)
+            ended[:] = await PEERINGS.list(store, name)
+            rights = [*rights, *(write for each in ended for write in deletes(each))]
             own = [TENANTS.delete(name), USAGE.delete(name), *(each.delete() for each in _reservations(tenant))]
             async with self.accounts.removing(tenant) as accounts:
                 revision = await store.transact(
@@ -208,6 +213,9 @@ class Tenants:
             raise Conflict(f"tenant {name} was changed at the same time", "try again") from None
         self.context.problems.solved(_record(name))
         await self._removed(tenant)
+        for peering in ended:
+            self.controller.nudge(peering.other(name))
+        self.context.allocators.release([reservation(each) for each in ended])
 
     async def check_removable(self, name: str) -> Found[Tenant]:
         """Return the tenant. Denied for the default one, NotFound."""

@@ -88,8 +88,16 @@ class PeeredNetwork(Struct, kw_only=True):
 
 
 class PeeringView(Struct, kw_only=True):
-    """A peering as one of its tenants sees it; `networks` are those of the other one."""
+    """A peering as `tenant` sees it, which may connect to `peer_allow` in `peer_networks`; `peer` may connect to
+    `allow` in `networks`. A side that has not accepted yet is empty."""
 
-    peering: Peering
+    tenant: str
+    peer: str
+    name: str
     state: Literal["offered", "active"]
-    networks: list[PeeredNetwork]
+    offered_by: str
+    networks: list[str]
+    allow: list[PortMatch]
+    peer_networks: list[PeeredNetwork]
+    peer_allow: list[PortMatch]
+    created: float

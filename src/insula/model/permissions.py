@@ -59,6 +59,8 @@ TABLE = (
     _permission("set.read", "tenant", _ALL, "compare files with what there is, and dump it"),
     _permission("set.write", "tenant", "operator admin member", "apply declared state; each object is checked too"),
     _permission("network.read", "tenant", _ALL, "see networks and routers"),
+    _permission("peering.read", "tenant", _ALL, "see peerings with other tenants, and offers"),
+    _permission("peering.write", "tenant", "operator admin", "offer, accept and end peerings with other tenants"),
     _permission("network.write", "tenant", "operator admin member", "create, change and remove networks and routers"),
     _permission("guarantee.read", "tenant", _ALL, "see floors and ceilings"),
     _permission("guarantee.write", "tenant", "operator admin member", "set floors and ceilings of instances"),

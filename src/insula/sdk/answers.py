@@ -7,6 +7,7 @@ from insula.model.declared import DeclaredItem
 from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Exit, Image
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
+from insula.model.peerings import PeeringView
 from insula.model.principals import (
     Authorities,
     BindingView,
@@ -46,6 +47,8 @@ NETWORK = either(NetworkView, OwnNetworkView)
 NETWORKS = many(NETWORK)
 ROUTER = of(RouterView)
 ROUTERS = many(ROUTER)
+PEERING = of(PeeringView)
+PEERINGS = many(PEERING)
 GUARANTEE = of(GuaranteeView)
 GUARANTEES = many(GUARANTEE)
 IMAGE = of(Image)

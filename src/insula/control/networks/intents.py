@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from insula.control.context import Context
-from insula.control.keys import GUARANTEES, NETWORKS, ROUTERS, TENANTS
+from insula.control.keys import GUARANTEES, NETWORKS, PEERINGS, ROUTERS, TENANTS
 from insula.control.networks.shaping import floors_of, shaping_of
 from insula.model.guarantees import Floors
 from insula.model.objects import Instance, Port
-from insula.network.intent import TenantIntent
+from insula.network.intent import PeeringIntent, TenantIntent
 from insula.network.link import measured_link
 
 
@@ -49,9 +49,35 @@ class Intents:
             routers=[each.value for each in ROUTERS.sort_out(routers)[0]],
             ports=[port for instance, _ in instances for port in instance.ports],
             names={i.name: [a for port in i.plugged for a in addresses(port)] for i, runs in instances if runs},
+            peerings=await self._peerings(name),
             shaping=shaping_of(found.value, guarantees, here, link),
             complete=not self.context.unreadable,
         )
+
+    async def _peerings(self, name: str) -> list[PeeringIntent]:
+        """The tenant's peerings that both sides agree on, with the other sides' networks and names."""
+        store, found = self.context.store, list[PeeringIntent]()
+        for peering in await PEERINGS.readable(store, name):
+            own, side = peering.side(name), peering.side(peering.other(name))
+            if own is None or side is None or (peer := await TENANTS.get(store, side.tenant)) is None:
+                continue
+            networks = await NETWORKS.readable(store, side.tenant)
+            running = [instance for instance, runs in self._instances(side.tenant) if runs]
+            joined = {i.name: [port for port in i.plugged if port.network in side.networks] for i in running}
+            found.append(
+                PeeringIntent(
+                    index=peering.index,
+                    name=f"{side.tenant}/{peering.name}",
+                    peer=peer.value,
+                    networks=own.networks,
+                    allow=own.allow,
+                    others=[network for network in networks if network.name in side.networks],
+                    names={
+                        each: [a for port in some for a in addresses(port)] for each, some in joined.items() if some
+                    },
+                )
+            )
+        return found
 
     async def link(self) -> int | None:
         """The bandwidth of this host in bits a second, configured or measured; None if it isn't known."""

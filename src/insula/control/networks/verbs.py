@@ -16,6 +16,7 @@ from insula.control.context import Context
 from insula.control.instances.specs import check_labels, cli_command
 from insula.control.keys import INSTANCES, NETWORKS, ROUTERS, TENANTS, USAGE
 from insula.control.networks.controller import Errors, NetworkController
+from insula.control.networks.peering_records import check_beyond, refuse_if_peered
 from insula.control.networks.ports import Ports
 from insula.control.tenants import DEFAULT, Tenants
 from insula.model.errors import Conflict, Denied, InsulaError, Invalid, NotFound
@@ -152,6 +153,7 @@ class Networks:
             check_disjoint(subnet, [(other.name, other.subnet)])
             if subnet6:
                 check_disjoint(subnet6, [(other.name, other.subnet6)])
+        await check_beyond(self.context.store, tenant, [subnet, *([subnet6] if subnet6 else [])])
 
     async def relabel(self, tenant: str, name: str, labels: dict[str, str]) -> None:
         """Replace the labels of a network. Invalid, NotFound."""
@@ -203,6 +205,7 @@ class Networks:
                 if name in router.networks:
                     leave = cli_command(tenant, f"router update {router.name} --leave {name}")
                     raise Conflict(f"network {name} is joined by router {router.name}", f"{leave} takes it out")
+            await refuse_if_peered(self.context.store, tenant, name)
             await self.context.store.transact(
                 [NETWORKS.unchanged(found, tenant, name), USAGE.unchanged(guard, tenant)],
                 [

@@ -14,6 +14,7 @@ from insula.sdk._async.identities import AsyncIdentityOperations
 from insula.sdk._async.images import AsyncImageOperations
 from insula.sdk._async.instances import AsyncInstanceOperations
 from insula.sdk._async.networks import AsyncNetworkOperations
+from insula.sdk._async.peerings import AsyncPeeringOperations
 from insula.sdk._async.routers import AsyncRouterOperations
 from insula.sdk._async.tenants import AsyncTenantOperations
 from insula.sdk._async.transport import AsyncTransport
@@ -37,6 +38,7 @@ class AsyncInsula:
         self.networks = AsyncNetworkOperations(caller)
         self.guarantees = AsyncGuaranteeOperations(caller)
         self.routers = AsyncRouterOperations(caller)
+        self.peerings = AsyncPeeringOperations(caller)
         self.images = AsyncImageOperations(caller)
         self.instances = AsyncInstanceOperations(caller)
         self.identities = AsyncIdentityOperations(caller)

@@ -14,6 +14,7 @@ from insula.sdk._sync.identities import IdentityOperations
 from insula.sdk._sync.images import ImageOperations
 from insula.sdk._sync.instances import InstanceOperations
 from insula.sdk._sync.networks import NetworkOperations
+from insula.sdk._sync.peerings import PeeringOperations
 from insula.sdk._sync.routers import RouterOperations
 from insula.sdk._sync.tenants import TenantOperations
 from insula.sdk._sync.transport import Transport
@@ -35,6 +36,7 @@ class Insula:
         self.networks = NetworkOperations(caller)
         self.guarantees = GuaranteeOperations(caller)
         self.routers = RouterOperations(caller)
+        self.peerings = PeeringOperations(caller)
         self.images = ImageOperations(caller)
         self.instances = InstanceOperations(caller)
         self.identities = IdentityOperations(caller)
