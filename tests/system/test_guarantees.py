@@ -235,3 +235,41 @@ def test_cpus_and_memory_are_weights_and_protected_memory(host: Host) -> None:
     assert (
         value(acme, names[0]) == value(f"{host.daemon.prefix}/globex", names[0]) == (100 if factor == 10_000 else 1024)
     )
+
+
+DECLARED = """
+apiVersion: insula/v1
+kind: Tenant
+metadata: {name: hooli}
+spec: {guarantee: {floor_out: 20000000, ceiling_out: 50000000}}
+---
+apiVersion: insula/v1
+kind: Instance
+metadata: {name: web, tenant: hooli}
+spec: {image: busybox, networks: [], command: [sleep, 1d]}
+---
+apiVersion: insula/v1
+kind: Guarantee
+metadata: {name: web, tenant: hooli}
+spec: {floor_out: 5000000, packets_out: 1000}
+"""
+
+
+def test_guarantees_are_declared_with_their_tenants_and_instances(host: Host, tmp_path: Path) -> None:
+    file = tmp_path / "app.yaml"
+    file.write_text(DECLARED)
+    host.cli.ok("apply", "--host", "-f", str(file))
+    hooli = host.cli.of("hooli")
+    assert host.of("hooli").rate == 20 * MBIT
+    assert hooli.json("guarantee", "show", "web")["packets_out"] == 1000
+    assert host.cli.run("diff", "--host", "-f", str(file)).status == 0, "nothing is different then"
+    file.write_text(DECLARED.replace("20000000", "30000000").replace("5000000,", "25000000,"))
+    host.cli.ok("apply", "--host", "-f", str(file))
+    assert host.of("hooli").rate == 30 * MBIT
+    assert hooli.json("guarantee", "show", "web")["floor_out"] == 25 * MBIT
+    file.write_text(DECLARED.replace("5000000,", "6000,"))
+    assert "can't be guaranteed" in host.cli.run("apply", "--host", "-f", str(file)).err
+    assert hooli.json("guarantee", "show", "web")["floor_out"] == 25 * MBIT
+    dumped = host.cli.ok("dump", "--host")
+    assert "kind: Guarantee" in dumped
+    assert "floor_out: 30000000" in dumped

@@ -84,7 +84,7 @@ class ControlPlane:
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks, accounts)
         admission = Admission(context, self.tenants, self.networks, self.images, ports, accounts)
         self.instances = Instances(self.tenants, admission, self.instance_controller, self.tasks)
-        verbs = Verbs(self.tenants, self.identities, self.networks, self.routers, self.instances)
+        verbs = Verbs(self.tenants, self.identities, self.networks, self.routers, self.guarantees, self.instances)
         self.declared = Declared(context, verbs, self.identity_cache, self.tasks)
         self.stats = Stats(context, self.managed, self.tenants, self.instances.find)
         self.events = Events(context)

@@ -64,6 +64,19 @@ class GuaranteePatch(Struct, kw_only=True):
     memory: fields.Memory | UnsetType | None = UNSET
 
 
+class GuaranteeSpec(Struct, kw_only=True):
+    """Floors and ceilings as they are declared; null is none."""
+
+    floor_out: fields.Bandwidth | None = None
+    floor_in: fields.Bandwidth | None = None
+    ceiling_out: fields.Bandwidth | None = None
+    ceiling_in: fields.Bandwidth | None = None
+    packets_out: fields.PacketRate | None = None
+    packets_in: fields.PacketRate | None = None
+    cpus: fields.Cpus | None = None
+    memory: fields.Memory | None = None
+
+
 class GuaranteeView(Struct, kw_only=True):
     """A guarantee, with the name of the instance; None for that of the tenant as a whole."""
 

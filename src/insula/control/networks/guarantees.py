@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -167,13 +168,18 @@ def _checked(patch: GuaranteePatch, instance: str | None) -> dict[str, object]:
     changes = {name: value for name in VALUES if (value := getattr(patch, name)) is not UNSET}
     if not changes:
         raise Invalid("there is nothing to set", "give --out, --in, --cpu, --memory or another option")
+    check_values(changes, instance)
+    return changes
+
+
+def check_values(changes: Mapping[str, Any], instance: str | None) -> None:
+    """Check values of a guarantee by their names. Invalid if one is out of bounds."""
     for name, value in changes.items():
         least, most, unit = _BOUNDS[name]
         if value is not None and not least <= value <= most:
             raise Invalid(f"{value} {unit} can't be guaranteed or a ceiling", f"use {least} to {most}")
         if value is not None and instance is None and name.startswith("packets_"):
             raise Invalid("packets a second are limited for instances only", "name an instance")
-    return changes
 
 
 def _new(tenant: str, instance: str | None, every: Iterable[Guarantee]) -> Guarantee:

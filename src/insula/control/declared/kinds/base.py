@@ -18,6 +18,7 @@ from insula.control.identities.authority import Authority
 from insula.control.identities.verbs import Identities
 from insula.control.instances.specs import check_labels
 from insula.control.instances.verbs import Instances
+from insula.control.networks.guarantees import Guarantees
 from insula.control.networks.routers import Routers
 from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
@@ -64,6 +65,7 @@ class Verbs:
     identities: Identities
     networks: Networks
     routers: Routers
+    guarantees: Guarantees
     instances: Instances
 
 

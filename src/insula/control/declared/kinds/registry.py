@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from insula.control.declared.kinds.base import DeclaredKind
+from insula.control.declared.kinds.guarantee import GuaranteeKind
 from insula.control.declared.kinds.identities import BindingKind, ServiceAccountKind, UserKind
 from insula.control.declared.kinds.instance import InstanceKind
 from insula.control.declared.kinds.network import NetworkKind
@@ -26,6 +27,7 @@ KINDS: Mapping[str, DeclaredKind] = {
         NetworkKind(),
         RouterKind(),
         InstanceKind(),
+        GuaranteeKind(),
     )
 }
 RANK: Mapping[str, int] = {name: number for number, name in enumerate(KINDS)}

@@ -1,4 +1,4 @@
-"""Tenant: its limits and labels."""
+"""Tenant: its limits, guarantee and labels."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ from insula.control.declared.kinds.base import (
     Verbs,
     form_of,
 )
+from insula.control.declared.kinds.guarantee import values_of
 from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.authority import Authority
+from insula.control.networks.guarantees import check_values
 from insula.model.errors import NotFound
+from insula.model.guarantees import GuaranteePatch, GuaranteeSpec
 from insula.model.objects import Limits, Struct
 from insula.model.quota_settings import new_limits
 from insula.model.views import LimitsPatch
 
 
 class DeclaredTenant(Struct, kw_only=True):
-    """The limits of a tenant; one that is absent is that of new tenants, and null is no limit."""
+    """The limits of a tenant; one that is absent is that of new tenants, and null is no limit. `guarantee` are the
+    floors and ceilings of the tenant as a whole; one that is absent or null is none."""
 
     limits: LimitsPatch = LimitsPatch()
+    guarantee: GuaranteeSpec = GuaranteeSpec()
 
 
 class TenantDocument(DeclaredDocument, kw_only=True, tag="Tenant"):
@@ -40,16 +45,17 @@ class TenantKind(DeclaredKind):
     document = TenantDocument
     spec = DeclaredTenant
     of_host, of_tenant = True, False
-    in_place: ClassVar[Sequence[FieldPath]] = [("labels",), ("spec", "limits")]
+    in_place: ClassVar[Sequence[FieldPath]] = [("labels",), ("spec", "limits"), ("spec", "guarantee")]
 
     def check(self, ref: ObjectReference, spec: Form, labels: dict[str, str]) -> Form:
         decoded = self.decode(spec)
         limits_of(Limits(), decoded.limits)
+        check_values(form_of(decoded.guarantee), None)
         return form_of(decoded)
 
     def default(self, verbs: Verbs, ref: ObjectReference, full: Form) -> Form:
         limits = new_limits(verbs.tenants.context.settings.quotas)
-        return {"labels": {}, "spec": {"limits": form_of(limits)}}
+        return {"labels": {}, "spec": {"limits": form_of(limits), "guarantee": form_of(GuaranteeSpec())}}
 
     def permission(self, access: AccessMode, tenant: str | None) -> str:
         return {"create": "tenant.create", "update": "tenant.limits", "remove": "tenant.remove", "read": "host.read"}[
@@ -64,12 +70,19 @@ class TenantKind(DeclaredKind):
             found = (await verbs.tenants.find(ref.name)).value
         except NotFound:
             return None
-        form = {"labels": found.labels, "spec": {"limits": form_of(found.limits)}}
+        try:
+            guarantee = values_of(await verbs.guarantees.get(ref.name))
+        except NotFound:
+            guarantee = form_of(GuaranteeSpec())
+        form = {"labels": found.labels, "spec": {"limits": form_of(found.limits), "guarantee": guarantee}}
         return Current(form, f"{found.index}-{found.created}")
 
     async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
         limits = msgspec.convert(form["spec"]["limits"], LimitsPatch)
         await verbs.tenants.create(ref.name, limits, form["labels"])
+        guarantee = form["spec"].get("guarantee") or {}
+        if any(value is not None for value in guarantee.values()):
+            await verbs.guarantees.set(ref.name, GuaranteePatch(**guarantee))
 
     async def update(self, verbs: Verbs, by: Authority, ref: ObjectReference, before: Form, after: Form) -> None:
         if before["labels"] != after["labels"]:
@@ -77,6 +90,8 @@ class TenantKind(DeclaredKind):
         old, new = before["spec"]["limits"], after["spec"]["limits"]
         if changed := {name: value for name, value in new.items() if old.get(name) != value}:
             await verbs.tenants.update(ref.name, msgspec.convert(changed, LimitsPatch))
+        if before["spec"]["guarantee"] != after["spec"]["guarantee"]:
+            await verbs.guarantees.set(ref.name, GuaranteePatch(**after["spec"]["guarantee"]))
 
     async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
         await verbs.tenants.remove(ref.name)
