@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
+from insula.model.routers import Router, StaticRoute
 from insula.network.findings import ProofFinding
 from insula.network.linux import naming
 from insula.network.proof import Prover
 from insula.network.verify import verify
 from tests.support.lab import Lab, World, isolated, two_tenants
+from tests.system.network_peering.world import ICMP, TCP80
+from tests.system.network_peering.world import two_tenants as peered_tenants
 
 
 def prove(cloud: Lab, prover: Prover | None = None) -> list[ProofFinding]:
@@ -223,6 +227,47 @@ def test_a_corruption_is_found(corruption: Corruption) -> None:
             ), told
 
     test()
+
+
+@isolated
+def test_routers_and_networks_without_a_way_out_are_proven() -> None:
+    World()
+    with two_tenants() as cloud:
+        cloud.network("acme", "10.1.0.0/24", "fd01::/64", name="back")
+        cloud.network("acme", "10.2.0.0/24", "fd02::/64", name="far")
+        back = cloud.instance("acme", "back", "back")
+        cloud.instance("acme", "far", "far")
+        routes = [
+            StaticRoute(destination="172.16.0.0/12", next_hop=back.port.address),
+            StaticRoute(destination="172.16.5.0/24", next_hop=cloud.instances["acme", "web"].port.address),
+            StaticRoute(destination="fd20::/32", next_hop=str(back.port.address6)),
+        ]
+        router = Router(tenant="acme", name="core", networks=["net", "back"], routes=routes, created=0.0)
+        closed = msgspec.structs.replace(cloud.networks["acme", "far"], outbound="none")
+        cloud.networks["acme", "far"] = closed
+        intent = cloud.intent("acme", routers=[router])
+        assert not cloud.fabric.apply(intent)
+        prover, running = Prover(cloud.fabric), {each.port.index for each in cloud.instances.values()}
+        intents = [intent, cloud.intent("globex")]
+        assert prover.prove(intents, running).findings == []
+        without = cloud.intent("acme")
+        found = prover.prove([without, intents[1]], running).findings
+        assert {("leak", "acme/web", "acme/back"), ("leak", "acme/back", "acme/web")} <= {e[1:4] for e in found}
+        nft(cloud, "acme", 'add element inet lab paths { "br4" . "uplink" }')
+        found = prover.prove(intents, running).findings
+        assert {each[1:4] for each in found} == {("leak", "acme/far", "outside")}
+
+
+@isolated
+def test_peerings_are_proven_from_both_sides() -> None:
+    cloud = peered_tenants()
+    cloud.peer(acme=(["net"], [TCP80]), globex=(["net"], [ICMP]))
+    prover = Prover(cloud.fabric)
+    assert prove(cloud, prover) == []
+    nft(cloud, "acme", 'add element inet lab peer_protocols { "peer7" . udp }')
+    found = prove(cloud, prover)
+    assert {each[1:4] for each in found} == {("leak", "globex", "acme/web")}
+    assert "udp" in found[0].text
 
 
 @isolated

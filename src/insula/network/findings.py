@@ -62,7 +62,7 @@ def label(tenant: str, place: NetworkPlace) -> str:
         return "outside"
     if place.kind == "device":
         return f"{tenant}/device:{place.name}"
-    return place.name if place.kind == "tenant" else place.kind
+    return place.name if place.kind in ("tenant", "peer") else place.kind
 
 
 def between(

@@ -81,7 +81,12 @@ class Prover:
         for delivery in found.inside:
             _compare(proof, name, delivery, references[delivery.version].of_ports(delivery.space, delivery.senders))
         for delivery in found.above:
-            _compare(proof, name, delivery, references[delivery.version].of_uplink(delivery.space))
+            reference, from_peer = references[delivery.version], delivery.senders[0].place.kind == "peer"
+            if from_peer:
+                expected = reference.of_peer(delivery.space, delivery.senders)
+            else:
+                expected = reference.of_uplink(delivery.space)
+            _compare(proof, name, delivery, expected)
         proof.findings += findings.forged(name, found.forgeries)
         proof.findings += findings.overheard(name, found.overheard)
         proof.findings += findings.unknown(name, found.unknown)

@@ -18,7 +18,7 @@ from insula.model.objects import Network, Port
 from insula.model.routers import Router
 from insula.network import reference_policies
 from insula.network.endpoints import port_name
-from insula.network.intent import TenantIntent
+from insula.network.intent import PeeringIntent, TenantIntent
 from insula.network.interpreter.delivery import NetworkPlace, PacketSource
 from insula.network.interpreter.space import ECHO, ICMP, ICMPV6, TCP, UDP, Boundaries, NumberRange, Service, Space
 from insula.network.ranges import contains, overlap, range_of
@@ -117,6 +117,11 @@ class ReferenceModel:
             for route in router.routes:
                 if (":" in route.destination) == (self.version == 6):
                     into.addresses.add(*range_of(route.destination))
+        for peering in self.intent.peerings:
+            for subnet in self._beyond(peering):
+                into.addresses.add(*subnet)
+            for match in peering.allow:
+                reference_policies.cut_port(match, into)
         self._outside.cut(into)
         reference_policies.cut(self.intent, into)
         for protocol in (TCP, UDP):
@@ -151,7 +156,7 @@ class ReferenceModel:
                 if (place := self._destination(mine, range_, owners)) is None:
                     continue
                 allowed = policies.allowed(sender.address.low, range_)
-                found.permit(place, allowed << cell)
+                found.permit(place, (allowed | (services.ignored if place.kind == "port" else 0)) << cell)
                 if self._is_required(mine, range_, place, owners):
                     found.require(place, (allowed & usual) << cell)
         return found
@@ -164,6 +169,9 @@ class ReferenceModel:
             return place_of(owner) if owner.network in joined else None
         if any(subnet and overlap(subnet, range_) for subnet in map(self.subnet, joined.values())):
             return None
+        for peering in self.intent.peerings:
+            if any(overlap(each, range_) for each in self._beyond(peering)):
+                return NetworkPlace("peer", peering.peer.name) if mine.network in peering.networks else None
         if (hop := self._next_hop(mine.network, range_)) is not None:
             return place_of(owners[hop]) if hop in owners else None
         if self._is_inside(range_) or self._networks[mine.network].outbound != "nat":
@@ -174,6 +182,8 @@ class ReferenceModel:
         """Whether packets to these addresses have to come to their place, and not only may."""
         if place.kind == "uplink":
             return self._outside.has(range_)
+        if place.kind == "peer":
+            return not self._outside.is_special(range_)
         running = {place_of(port) for port in owners.values() if port.index in self._running}
         return place != place_of(mine) and place in running and not self._outside.is_special(range_)
 
@@ -203,6 +213,31 @@ class ReferenceModel:
             if range_.low == self.gateway(network) == range_.high:
                 return "own" if name == mine.network else "joined"
         return "none"
+
+    def of_peer(self, space: Space, senders: Sequence[PacketSource]) -> Expectation:
+        """Return what packets from a peering should reach: the ports of its networks that it allows, if policies do."""
+        found = Expectation(ignored=self._without_promise(space))
+        owners, policies = self.owners(), PolicyReference(self.intent, self.version, space.services)
+        services = _Services(self.version, space.services)
+        usual = sum(1 << n for n, each in enumerate(space.services) if is_usual(each, self.version))
+        for peering in self.intent.peerings:
+            allowed = policies.of_ports(peering.allow)
+            for number, sender in enumerate(senders):
+                if sender.place.name != peering.peer.name or sender.address is None:
+                    continue
+                for target, range_ in enumerate(space.targets):
+                    owner = owners.get(range_.low) if range_.low == range_.high else None
+                    if owner is None or owner.network not in peering.networks:
+                        continue
+                    passing = allowed & policies.allowed(sender.address.low, range_)
+                    cell = space.cell(number, target)
+                    found.permit(place_of(owner), (passing | services.ignored) << cell)
+                    if owner.index in self._running:
+                        found.require(place_of(owner), (passing & usual) << cell)
+        return found
+
+    def _beyond(self, peering: PeeringIntent) -> list[NumberRange]:
+        return [subnet for network in peering.others if (subnet := self.subnet(network))]
 
     def of_uplink(self, space: Space) -> Expectation:
         """Return what packets from the uplink should reach: nothing that they begin."""
@@ -316,8 +351,10 @@ class _Services:
 
     def __init__(self, version: int, services: Sequence[Service]) -> None:
         echo, icmp = ECHO[version], ICMP if version == 4 else ICMPV6
-        self._resolvers = self.of_resolver = self._echo = self._near = self._usual = 0
+        self._resolvers = self.ignored = self.of_resolver = self._echo = self._near = self._usual = 0
         for number, each in enumerate(services):
+            if version == 6 and each.is_icmp and each.target in [(n, n) for n in _NEIGHBOURS]:
+                self.ignored |= 1 << number  # unless it is from the same link (RFC 4861, section 7.1)
             self._usual |= is_usual(each, version) << number
             if each.protocol in ((TCP, TCP), (UDP, UDP)) and each.target == (_DNS, _DNS):
                 self.of_resolver |= 1 << number

@@ -10,13 +10,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from insula.model.policies import AnyPeer, CidrPeer, Direction, GroupPeer, OperatorPolicy, PolicyRule
+from insula.model.policies import AnyPeer, CidrPeer, Direction, GroupPeer, OperatorPolicy, PolicyRule, PortMatch
 from insula.network import policy_model
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.space import ICMP, ICMPV6, TCP, UDP, Boundaries, NumberRange, Service
 from insula.network.ranges import address_text, range_of
 
-_NAMES: Final = {4: {TCP: "tcp", UDP: "udp", ICMP: "icmp"}, 6: {TCP: "tcp", UDP: "udp", ICMPV6: "icmpv6"}}
+_NAMES: Final = {TCP: "tcp", UDP: "udp", ICMP: "icmp", ICMPV6: "icmpv6"}
 _OTHER: Final = "other"
 _NUMBERS: Final = {"tcp": TCP, "udp": UDP}
 
@@ -31,10 +31,15 @@ def cut(intent: TenantIntent, into: Boundaries) -> None:
                 for group in intent.policy.groups:
                     _cut_ranges(group.cidrs if group.name == peer.group else [], into)
         for match in rule.ports:
-            if match.protocol in _NUMBERS and match.port is not None:
-                into.targets[_NUMBERS[match.protocol]].add(match.port, match.end_port or match.port)
-            elif match.icmp_type is not None:
-                into.types.add(match.icmp_type, match.icmp_type)
+            cut_port(match, into)
+
+
+def cut_port(match: PortMatch, into: Boundaries) -> None:
+    """Add the borders of a range of ports, or of an ICMP type."""
+    if match.protocol in _NUMBERS and match.port is not None:
+        into.targets[_NUMBERS[match.protocol]].add(match.port, match.end_port or match.port)
+    elif match.icmp_type is not None:
+        into.types.add(match.icmp_type, match.icmp_type)
 
 
 def _cut_ranges(cidrs: Sequence[str], into: Boundaries) -> None:
@@ -87,6 +92,12 @@ class PolicyReference:
         passing = self._direction("out", one, other) & self._direction("in", other, one)
         return self._by_operator(one, other, passing)
 
+    def of_ports(self, ports: Sequence[PortMatch]) -> int:
+        """Return the services that ports name; none at all name nothing."""
+        if not ports:
+            return 0
+        return self._judged("", PolicyRule(direction="in", peers=[AnyPeer()], ports=[*ports])).services
+
     def resolves(self, source: int) -> bool:
         """Whether an instance may use the resolver."""
         return policy_model.resolves(self._intent, address_text(self._version, source))
@@ -134,7 +145,7 @@ class PolicyReference:
         any_peer = msgspec.structs.replace(rule, peers=[AnyPeer()])
         found = 0
         for number, service in enumerate(self._services):
-            name = _NAMES[self._version].get(service.protocol.low, _OTHER)
+            name = _NAMES.get(service.protocol.low, _OTHER)
             port = service.target.low if service.target else None
             if policy_model.rule_allows(self._intent, any_peer, rule.direction, "192.0.2.1", name, port):
                 found |= 1 << number

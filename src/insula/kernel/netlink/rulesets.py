@@ -70,13 +70,15 @@ class RawElement:
 
 @dataclass(frozen=True)
 class RawSet:
-    """A set or map. `fields` are the lengths of a concatenation's parts, if the kernel was told."""
+    """A set or map. `fields` are the lengths of a concatenation's parts, if the kernel was told. `expressions` are the
+    names of those that its elements carry, as ``counter`` or ``limit``."""
 
     name: str
     flags: int
     key_length: int
     data_length: int
     fields: tuple[int, ...]
+    expressions: frozenset[str]
     elements: Sequence[RawElement]
 
 
@@ -179,6 +181,7 @@ def _rule(parts: Mapping[int, bytes]) -> RawRule:
 
 def _set(parts: Mapping[int, bytes], elements: Sequence[RawElement]) -> RawSet:
     described = attributes.parse(parts.get(9, b""))
+    carried = expressions(parts.get(18, b"")) or expressions(attributes.attributes((1, parts.get(17))))
     fields = (attributes.parse(each).get(1, b"") for _, each in attributes.pairs(described.get(2, b"")))
     return RawSet(
         name=attributes.string(parts[2]),
@@ -186,6 +189,7 @@ def _set(parts: Mapping[int, bytes], elements: Sequence[RawElement]) -> RawSet:
         key_length=_number(parts, 5),
         data_length=_number(parts, 7),
         fields=tuple(int.from_bytes(each, "big") for each in fields),
+        expressions=frozenset(each.name for each in carried if each.name != "?"),
         elements=elements,
     )
 

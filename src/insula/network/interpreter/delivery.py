@@ -13,11 +13,11 @@ class NetworkPlace(NamedTuple):
     """Where packets come from or end.
 
     A ``port`` of an instance, the tenant's ``router`` itself, its ``uplink`` to the host (``untranslated`` if packets
-    leave with their own source address), the ``host``, the ``outside`` beyond it, another ``tenant``, or a strange
-    ``device``.
+    leave with their own source address), the ``host``, the ``outside`` beyond it, another ``tenant``, a ``peer``
+    (a tenant that this one has agreed with), or a strange ``device``.
     """
 
-    kind: Literal["port", "router", "uplink", "untranslated", "host", "outside", "tenant", "device"]
+    kind: Literal["port", "router", "uplink", "untranslated", "host", "outside", "tenant", "peer", "device"]
     name: str = ""
 
 

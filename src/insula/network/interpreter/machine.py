@@ -192,7 +192,7 @@ class Machine:
                 if not match.may:
                     break
             else:
-                found.append((entry, Hit(0, match.may) if elements.expires else match))
+                found.append((entry, Hit(0, match.may) if elements.unsure else match))
         return found
 
     def _translate(self, step: Translate, state: State, hit: Hit, run: _Run) -> None:

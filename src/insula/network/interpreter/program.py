@@ -213,18 +213,19 @@ class Element(NamedTuple):
 
 
 class InstalledSet:
-    """A set or map. `changes`: packets add elements, so that its contents are not known; `expires`: elements may go.
+    """A set or map. `changes`: packets add elements, so that its contents are not known; `unsure`:
+    elements expire, or match at some rate only.
 
     Parts of a concatenated key are padded to 4 bytes each; a rule tells how long they are.
     """
 
     def __init__(
-        self, elements: Sequence[Element], value_length: int = 0, *, changes: bool = False, expires: bool = False
+        self, elements: Sequence[Element], value_length: int = 0, *, changes: bool = False, unsure: bool = False
     ) -> None:
         self.elements = elements
         self.value_length = value_length
         self.changes = changes
-        self.expires = expires
+        self.unsure = unsure
         self._entries: dict[tuple[int, ...], Sequence[SetEntry]] = {}
         self._indices: dict[tuple[int, ...], Mapping[int, Sequence[SetEntry]] | None] = {}
 

@@ -92,7 +92,8 @@ def installed_set(raw: RawSet) -> InstalledSet:
     """Return a set with its elements as ranges."""
     changes = bool(raw.flags & rulesets.SET_EVAL)
     elements = _intervals(raw) if raw.flags & rulesets.SET_INTERVAL and len(raw.fields) < 2 else _exact(raw)
-    return InstalledSet(elements, raw.data_length, changes=changes, expires=bool(raw.flags & rulesets.SET_TIMEOUT))
+    unsure = bool(raw.flags & rulesets.SET_TIMEOUT or raw.expressions - _IGNORED)
+    return InstalledSet(elements, raw.data_length, changes=changes, unsure=unsure)
 
 
 def _exact(raw: RawSet) -> list[Element]:

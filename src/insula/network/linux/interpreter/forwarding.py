@@ -30,17 +30,25 @@ _BRIDGED: Final = ("bridge",)
 class Forwarding:
     """One run through a stack. `places` names the devices that packets end at; others are strange.
 
-    `delivery` has the senders and the packet classes, and gets the results.
+    `delivery` has the senders and the packet classes, and gets the results. `translated` are the addresses that packets
+    have after translation.
     """
 
     def __init__(
-        self, stack: Stack, delivery: Delivery, places: Mapping[str, NetworkPlace], *, trace: bool = False
+        self,
+        stack: Stack,
+        delivery: Delivery,
+        places: Mapping[str, NetworkPlace],
+        *,
+        trace: bool = False,
+        translated: NumberRange | None = None,
     ) -> None:
         self.stack = stack
         self.delivery = delivery
         self.space = delivery.space
         self.version = delivery.version
         self._places = places
+        self._translated = translated
         self._routing = stack.routing[self.version]
         self.fields = HeaderFields(self.version, self.space, self._route_device)
         self.machine = Machine(stack.program, self.space, self.fields)
@@ -159,7 +167,9 @@ class Forwarding:
     def route(self, state: State, live: int) -> None:
         """Run packets that a device has given to the router."""
         new_connection(state, self.space)
+        self.machine.own = self._own_of_arrival(state)
         live = self.machine.hook(_ROUTED[self.version], PREROUTING, state, live)
+        self.machine.own = None
         self.delivery.unrouted |= live
         for hop, classes in self._routed(state, live):
             if hop is not None:
@@ -169,6 +179,16 @@ class Forwarding:
                 self.delivery.add(NetworkPlace("router"), here)
             else:
                 self._leave(dict(state), classes, hop, FORWARD)
+
+    def _own_of_arrival(self, state: State) -> Symbolic:
+        """Return the address of the device that packets have arrived by: redirected packets go there."""
+        parts, known = [], 0
+        for index, _, bits in state["iif"].parts:
+            address = self.stack.addresses.get((self.version, host_order(index, 4)))
+            if address is not None:
+                parts.append((address, address, bits))
+                known |= bits
+        return Symbolic(BITS[self.version] // 8, parts, self.space.all & ~known)
 
     def _routed(self, state: State, live: int) -> list[tuple[NextHop | None, int]]:
         """Return the next hops of packets, each with the classes that may go there; None is this stack itself."""
@@ -213,7 +233,7 @@ class Forwarding:
         if link.kind == "bridge":
             self._into_bridge(state, live, hop, link)
         elif (place := self._places.get(link.name)) and place.kind == "uplink":
-            translated = 0 if own is None else state["saddr"].within(own, own).must
+            translated = state["saddr"].within(*self._translated).must if self._translated else 0
             self.delivery.add(place, live & translated)
             self.delivery.add(NetworkPlace("untranslated", place.name), live & ~translated)
         else:

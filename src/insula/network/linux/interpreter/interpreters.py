@@ -12,15 +12,17 @@ from insula.kernel.netns import call_in
 from insula.model.objects import Tenant
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.interpretation import Interpretation
-from insula.network.interpreter.space import Boundaries
+from insula.network.interpreter.space import Boundaries, NumberRange
 from insula.network.linux import naming, sysctl
 from insula.network.linux.interpreter.host import HostInterpreter, UplinkView
 from insula.network.linux.interpreter.stack import Stack, StackReader
 from insula.network.linux.interpreter.tenant import TenantInterpreter
-from insula.network.linux.interpreter.view import view
+from insula.network.linux.interpreter.view import DeviceNames, view
 from insula.network.linux.naming import Naming
 
 _BRIDGED = {4: "bridge/bridge-nf-call-iptables", 6: "bridge/bridge-nf-call-ip6tables"}
+
+_DEVICES = DeviceNames(naming.port, naming.peering, naming.UPLINK)
 
 
 class ReadNamespace(Protocol):
@@ -44,6 +46,11 @@ class Interpreters:
     def __init__(self, names: Naming, *, ipv6: bool) -> None:
         self._naming = names
         self._versions = (4, 6) if ipv6 else (4,)
+        four, six = names.range4, names.range6
+        self._translated = {
+            4: NumberRange(int(four[0]), int(four[-1])),
+            6: NumberRange(int(six[0]), int(six[-1])),
+        }
         self._last: dict[str, _Last] = {}
         self._nftables: NftablesSocket | None = None
         self._reader: StackReader | None = None
@@ -72,7 +79,7 @@ class Interpreters:
         last = self._last.get(name)
         if last is None or last.stack is not stack or last.asked != asked:
             known = {version: cuts[version] for version in self._versions}
-            told = view(intent, running, known, naming.port, naming.UPLINK)
+            told = view(intent, running, known, _DEVICES, self._translated)
             last = self._last[name] = _Last(stack, asked, TenantInterpreter(stack, told).interpret())
         return last.result
 

@@ -25,7 +25,8 @@ class TenantInterpreter:
     def __init__(self, stack: Stack, view: InterpreterView) -> None:
         self.stack = stack
         self.view = view
-        self.places = {**view.ports, view.uplink: NetworkPlace("uplink")}
+        peers = {device: place for device, (place, _) in view.peers.items()}
+        self.places = {**view.ports, **peers, view.uplink: NetworkPlace("uplink")}
 
     def interpret(self) -> Interpretation:
         """Return whom the tenant's ports and its uplink reach."""
@@ -36,6 +37,7 @@ class TenantInterpreter:
             targets = self.space(version, 1)
             inside += list(self.from_ports(version, targets))
             above.append(self.from_uplink(version, targets))
+            above += self.from_peers(version, targets)
         found.forgeries = sorted({each for version in self.view.cuts for each in spoofing.forgeries(version)})
         found.inside, found.above = inside, above
         found.overheard = list(self._overheard())
@@ -62,9 +64,28 @@ class TenantInterpreter:
             delivery = Delivery(
                 version, [sender for _, sender in some], Space(len(some), space.targets, space.services)
             )
-            run = Forwarding(self.stack, delivery, self.places)
+            run = self.run(delivery)
             run.from_bridge_ports([self.stack.by_name[device] for device, _ in some], self.view.owners[version])
             yield delivery
+
+    def run(self, delivery: Delivery, *, trace: bool = False) -> Forwarding:
+        """Return a run through the tenant's namespace."""
+        translated = self.view.translated[delivery.version]
+        return Forwarding(self.stack, delivery, self.places, trace=trace, translated=translated)
+
+    def from_peers(self, version: int, space: Space) -> Iterator[Delivery]:
+        """Run packets that come from other tenants through peerings, with any of the addresses of their networks."""
+        for device, (place, subnets) in self.view.peers.items():
+            atoms = [
+                each
+                for each in space.targets
+                if any(s.low <= each.low and each.high <= s.high for s in subnets[version])
+            ]
+            if device in self.stack.by_name and atoms:
+                sources = [PacketSource(place, each) for each in atoms]
+                delivery = Delivery(version, sources, Space(len(sources), space.targets, space.services))
+                self.run(delivery).from_devices([self.stack.by_name[device]] * len(sources))
+                yield delivery
 
     def from_uplink(self, version: int, space: Space) -> Delivery:
         """Run packets that come from the host through the uplink, from any address. If some pass, each atom of
@@ -78,7 +99,7 @@ class TenantInterpreter:
     def _from_uplink(self, version: int, space: Space, sources: list[PacketSource]) -> Delivery:
         delivery = Delivery(version, sources, Space(len(sources), space.targets, space.services))
         link = self.stack.by_name.get(self.view.uplink)
-        Forwarding(self.stack, delivery, self.places).from_devices([link] * len(sources))
+        self.run(delivery).from_devices([link] * len(sources))
         return delivery
 
     def _identities(self) -> Iterator[PortIdentity]:

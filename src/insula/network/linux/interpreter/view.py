@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
-from insula.model.objects import Port
+from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
 from insula.network.endpoints import port_name
 from insula.network.intent import TenantIntent
@@ -33,18 +33,32 @@ class InterpreterView:
     identities: Sequence[PortSources]
     senders: Mapping[int, Sequence[tuple[str, PacketSource]]]
     owners: Mapping[int, Mapping[int, str]]
+    peers: Mapping[str, tuple[NetworkPlace, Mapping[int, Sequence[NumberRange]]]]
+    """The devices of peerings, each with the addresses of the other side's networks by version."""
     uplink: str
+    translated: Mapping[int, NumberRange]
+    """The addresses that packets have after translation, by version."""
     cuts: Mapping[int, Boundaries]
+
+
+@dataclass(frozen=True)
+class DeviceNames:
+    """The names of devices: of the port and of the peering with an index, and of the uplink."""
+
+    port: Callable[[int], str]
+    peering: Callable[[int], str]
+    uplink: str
 
 
 def view(
     intent: TenantIntent,
     running: Collection[int],
     cuts: Mapping[int, Boundaries],
-    device: Callable[[int], str],
-    uplink: str,
+    devices: DeviceNames,
+    translated: Mapping[int, NumberRange],
 ) -> InterpreterView:
     """Return the view of a tenant; `running` are the indices of the ports that are plugged."""
+    device = devices.port
     ports = [port for port in intent.ports if port.index in running]
     return InterpreterView(
         tenant=intent.tenant.name,
@@ -62,7 +76,15 @@ def view(
             for version in cuts
         },
         owners={version: {each: port.mac for port in ports for each in _addresses(port, version)} for version in cuts},
-        uplink=uplink,
+        peers={
+            devices.peering(each.index): (
+                NetworkPlace("peer", each.peer.name),
+                {version: _subnets(each.others, version) for version in cuts},
+            )
+            for each in intent.peerings
+        },
+        uplink=devices.uplink,
+        translated=translated,
         cuts=cuts,
     )
 
@@ -70,6 +92,11 @@ def view(
 def _addresses(port: Port, version: int) -> list[int]:
     address = port.address if version == 4 else port.address6
     return [int(ip_address(address))] if address else []
+
+
+def _subnets(networks: Sequence[Network], version: int) -> list[NumberRange]:
+    found = [ip_network(each) for network in networks for each in (network.subnet, network.subnet6) if each]
+    return [NumberRange(int(each[0]), int(each[-1])) for each in found if each.version == version]
 
 
 def _sources(device: str, port: Port) -> PortSources:
