@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -302,12 +302,18 @@ class Lab:
         return router
 
     def instance(
-        self, tenant: str, name: str, network: str = "net", host: int | None = None, mac: str | None = None
+        self,
+        tenant: str,
+        name: str,
+        network: str = "net",
+        host: int | None = None,
+        mac: str | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> Instance:
         host = host or 2 + sum(i.port.tenant == tenant for i in self.instances.values())
         instance = Instance()
         instance.port = self.new_port(tenant, name, network, host, mac)
-        self.plug(instance)
+        self.plug(instance, labels)
         self.instances[tenant, name] = instance
         return instance
 
@@ -351,9 +357,10 @@ class Lab:
         first, *more = [other for _, other in beside]
         instance.port, instance.more = first, more
 
-    def plug(self, instance: Instance) -> None:
+    def plug(self, instance: Instance, labels: Mapping[str, str] | None = None) -> None:
         port, nic = instance.port, NetnsNic(instance.netns)
-        self.fabric.plug(self.tenants[port.tenant], self.networks[port.tenant, port.network], port, nic)
+        network = self.networks[port.tenant, port.network]
+        self.fabric.plug(self.tenants[port.tenant], network, port, nic, labels=labels or {})
 
     def unplug(self, instance: Instance) -> None:
         port = instance.port

@@ -17,7 +17,7 @@ from insula.model.errors import InsulaError
 from insula.model.objects import Network, NetworkStatus, Port, Struct, Tenant
 from insula.model.routers import Router, RouterStatus
 from insula.network.endpoints import Endpoint
-from insula.network.intent import TenantIntent
+from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries
 
@@ -199,13 +199,27 @@ class Fabric(Protocol):
     def remove(self, tenant: Tenant) -> None:
         """Remove everything of the tenant; no error if it is gone."""
 
-    def plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic, beside: Places = ()) -> None:
+    def plug(
+        self,
+        tenant: Tenant,
+        network: Network,
+        port: Port,
+        nic: Nic,
+        beside: Places = (),
+        labels: Mapping[str, str] = ...,
+    ) -> None:
         """Connect `nic` to a port, and add the port's addresses to the instance's name. Idempotent.
 
         `beside` are the instance's other ports, which are connected. A network namespace gets loopback and the port's
         interface with its addresses. The lowest interface has the default routes; what is sent from an address of
         another leaves by that one. Conflict if the network is full, Unavailable for a kind of nic that the fabric
-        doesn't support.
+        doesn't support. The instance has `labels`, and the policies that select it apply from its first packet on.
+        """
+
+    def enforce(self, tenant: Tenant, policy: PolicyIntent) -> None:
+        """Change the policies, labels and groups of a tenant for those of its last intent, and nothing else of it.
+
+        When this returns, they are in force for open connections too. The change is made as a whole or not at all.
         """
 
     def unplug(self, tenant: Tenant, network: Network, port: Port, nic: Nic | None = None, beside: Places = ()) -> None:

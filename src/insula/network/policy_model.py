@@ -186,21 +186,26 @@ def _operator(intent: TenantIntent, source: str, destination: str, protocol: str
 
 
 def port_of(intent: TenantIntent, address: str) -> Port | None:
-    """Return the port of the instance that has this address."""
+    """Return the port of the instance that has this address, or is allowed to use it; None if nobody is, or if ports
+    that rules may tell apart are."""
     wanted = ip_address(address)
-    for port in intent.ports:
-        own = [port.address, *([port.address6, link_local(port.mac)] if port.address6 else [])]
-        if any(ip_address(each) == wanted for each in own):
-            return port
-    return None
+    own = [port for port in intent.ports if any(ip_address(each) == wanted for each in _own_addresses(port))]
+    allowed = [port for port in intent.ports if _within(address, [pair.address for pair in port.allowed_pairs])]
+    found = own or allowed
+    alike = all((p.network, _labels(intent, p)) == (found[0].network, _labels(intent, found[0])) for p in found)
+    return found[0] if found and alike else None
+
+
+def _own_addresses(port: Port) -> list[str]:
+    return [port.address, *([port.address6, link_local(port.mac)] if port.address6 else [])]
 
 
 def is_inside(intent: TenantIntent, address: str) -> bool:
-    """Whether an address belongs to one of the tenant's networks, each of which has all link-local ones."""
-    subnets = ["fe80::/10"] + [
-        subnet for network in intent.networks for subnet in (network.subnet, network.subnet6) if subnet
-    ]
-    return _within(address, subnets)
+    """Whether an address belongs to one of the tenant's networks, each of which has all link-local ones, or may be used
+    by an instance."""
+    subnets = [subnet for network in intent.networks for subnet in (network.subnet, network.subnet6) if subnet]
+    allowed = [pair.address for port in intent.ports for pair in port.allowed_pairs]
+    return _within(address, ["fe80::/10", *subnets, *allowed])
 
 
 def _within(address: str, cidrs: Iterable[str]) -> bool:

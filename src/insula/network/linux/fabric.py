@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from insula.kernel import modules, netlink
+from insula.kernel import netlink
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink.nftables import NftablesSocket
@@ -21,10 +21,11 @@ from insula.model.errors import Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.model.routers import Router, RouterStatus
 from insula.network.fabric import Installed, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
-from insula.network.intent import TenantIntent
+from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries
 from insula.network.linux import (
+    bridge_filter,
     calls,
     egress,
     host_rules,
@@ -52,7 +53,7 @@ from insula.network.linux.records import TenantRecords
 from insula.network.linux.resolvers import TenantResolvers
 from insula.network.linux.state import addresses
 from insula.network.linux.sysctl import HostSettings
-from insula.network.linux.tenant import TenantNamespace, recording
+from insula.network.linux.tenant import NO_LABELS, TenantNamespace, recording
 from insula.network.linux.underlay import Members, Underlay
 
 log = logging.getLogger("insula.network")
@@ -113,7 +114,7 @@ class LinuxFabric:
         for directory in (self._run, self._records.directory):  # readable by root only: it has data of all tenants
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o700)
-        _require_bridge_filter()
+        bridge_filter.require()
         if namespaces.prepare_directory():
             (self._run / "directory").touch()
         if self._host is None:
@@ -323,17 +324,30 @@ class LinuxFabric:
     # -- ports ---------------------------------------------------------------------------------------------------
 
     @about_tenant
-    def plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic, beside: Places = ()) -> None:
+    def plug(
+        self,
+        tenant: Tenant,
+        network: Network,
+        port: Port,
+        nic: Nic,
+        beside: Places = (),
+        labels: Mapping[str, str] = NO_LABELS,
+    ) -> None:
         """Connect a network namespace to the network; other kinds of nic are refused (Unavailable)."""
         if not isinstance(nic, NetnsNic):
             kind = "a tap device" if isinstance(nic, TapNic) else "a virtual function"
             raise Unavailable(f"{port.instance} has {kind}, which the linux fabric does not support", "use a container")
         self._check_recorded(tenant)
-        (namespace := self._tenant(tenant)).plug(network, port, nic.fd, beside)
+        (namespace := self._tenant(tenant)).plug(network, port, nic.fd, beside, labels)
         self.shaper.plugged(namespace, port)
         self._resolver.add_name(tenant, port.instance, addresses(port))
         for peer, name in self._peers.names_beyond(tenant, port):
             self._resolver.add_name(peer, name, addresses(port))
+
+    @about_tenant
+    def enforce(self, tenant: Tenant, policy: PolicyIntent) -> None:
+        """Change set elements and begin the next epoch, in one transaction."""
+        self._tenant(tenant).policy.replace(policy)
 
     @about_tenant
     def unplug(self, tenant: Tenant, network: Network, port: Port, nic: Nic | None = None, beside: Places = ()) -> None:
@@ -471,17 +485,3 @@ class LinuxFabric:
         self._release()
         self._resolver.close()
         shutil.rmtree(self._run, ignore_errors=True)
-
-
-def _require_bridge_filter() -> None:
-    """Load br_netfilter, with which the router's rules judge bridged packets. Unavailable without it.
-
-    The module applies the host's own rules to the host's own bridges as well, which nobody has asked for: if it was not
-    there, that is turned off again.
-    """
-    if sysctl.has_bridge_filter():
-        return
-    modules.load("br_netfilter")
-    if not sysctl.has_bridge_filter():
-        raise Unavailable("this kernel has no br_netfilter", "install the package with the kernel's modules")
-    sysctl.write(dict.fromkeys(sysctl.BRIDGE_FILTERS, "0"))

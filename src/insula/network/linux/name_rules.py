@@ -45,7 +45,7 @@ _CHAINS: Final = f"""
         ip6 saddr . ip6 daddr . tcp dport @checked6 dnat ip6 to [{ADDRESS6}]:{PROXY_PORT}
     }}
     chain to_gate {{
-        meta l4proto {{ tcp, udp }} th dport {DNS_PORT} jump closed_dns
+        meta l4proto {{ tcp, udp }} th dport {DNS_PORT} jump policy_dns
         udp dport {DNS_PORT} limit rate over {QUERIES}/second burst {QUERIES} packets drop
         meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept
         tcp dport {PROXY_PORT} accept
@@ -91,7 +91,7 @@ def sets() -> str:
 
 
 def chains() -> str:
-    """Return the chains; `grant` and `closed_dns`, to which they go, are among those of policies."""
+    """Return the chains; `grant` and `policy_dns`, to which they go, are among those of policies."""
     found = _CHAINS
     for version, ip in ((4, "ip"), (6, "ip6")):
         found = found.replace(f"TUPLE{version}", f"ct original {ip} saddr . ct reply {ip} saddr")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from difflib import unified_diff
+from difflib import SequenceMatcher
 from typing import Any
 
 import msgspec
@@ -57,6 +57,7 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
         *_overlay_drift(namespace, links, forwarding, elements),
         *_peering_drift(namespace, links),
         *_orphans(links, elements),
+        *namespace.policy.drift(),
     ]
     return Installed(
         tenant=namespace.tenant.name,
@@ -74,9 +75,11 @@ def rule_drift(nft: Nft, table: str, families: tuple[str, ...], wanted: str) -> 
     for family in families:
         was = [line.strip() for line in reference[family].splitlines()]
         now = [line.strip() for line in nft.rules(family, table).splitlines()]
-        for line in unified_diff(was, now, n=0, lineterm=""):
-            if line[:1] in "+-" and line[:3] not in ("+++", "---"):
-                yield f"rule {'added' if line[0] == '+' else 'missing'} in {family} {table}: {line[1:]}"
+        # by default lines that are frequent in a long text, as "}" is, are not compared
+        for _, i, j, k, m in SequenceMatcher(None, was, now, autojunk=False).get_opcodes():
+            if was[i:j] != now[k:m]:
+                yield from (f"rule missing in {family} {table}: {line}" for line in was[i:j])
+                yield from (f"rule added in {family} {table}: {line}" for line in now[k:m])
 
 
 def _network(

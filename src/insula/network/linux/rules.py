@@ -33,6 +33,7 @@ from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
 from insula.network.intent import RemotePort
 from insula.network.linux import gateway_rules, keys, naming
+from insula.network.linux.policy import chains as policy
 from insula.network.packets import DSCP
 
 CONNECTIONS: Final = 16384  # of a tenant to the outside: all tenants share the host's table of connections
@@ -145,6 +146,7 @@ table inet {table} {{
     set peer_ports {{ type ifname . inet_proto . inet_service; }}
     set egress_sent {{ typeof meta nfproto; counter; }}
     set egress_received {{ typeof meta nfproto; counter; }}
+    {policy_sets}
 
     chain from_egress {{
         type filter hook prerouting priority 0; policy accept;
@@ -160,6 +162,7 @@ table inet {table} {{
         iifname @bridges udp dport 53 update @queries4 {{ ip saddr {asked} }} drop
         iifname @bridges udp dport 53 update @queries6 {{ ip6 saddr {asked} }} drop
         iifname @bridges udp dport {{ 53, {closed_dns} }} limit rate over {queries}/second burst {queries} packets drop
+        iifname @bridges meta l4proto {{ tcp, udp }} th dport {{ 53, {closed_dns} }} jump policy_dns
         ct state established,related accept
         iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         iifname @bridges icmpv6 type nd-router-solicit goto guests
@@ -220,11 +223,11 @@ table inet {table} {{
         meta l4proto udp oifname . meta l4proto . ct reply proto-src @peer_ports return
         reject with icmpx admin-prohibited
     }}
-    chain policies {{
-    }}
+    {policy_chains}
     chain egress_forward {{
         ct state new ct count over {connections} drop
         ip daddr {{ 169.254.0.0/16, {metadata4} }} reject with icmpx admin-prohibited
+        oifname "{uplink}" jump operator_out
         oifname "{uplink}" accept
         reject with icmpx admin-prohibited comment "at once: its user waits"
     }}
@@ -265,6 +268,8 @@ def tenant_rules(table: str) -> str:
         asks=ASKS,
         protocols6=PROTOCOLS6,
         errors=ERRORS,
+        policy_sets=policy.sets(),
+        policy_chains=policy.chains(),
     )
 
 

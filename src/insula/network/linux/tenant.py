@@ -11,6 +11,8 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 from insula.kernel import descriptors, netlink
 from insula.kernel.injection import Injector
@@ -32,11 +34,13 @@ from insula.network.linux.interfaces import addresses_of
 from insula.network.linux.interpreter.stack import StackReader
 from insula.network.linux.naming import Naming
 from insula.network.linux.outside.tenant import TenantOutside
+from insula.network.linux.policy.state import NO_CHANGE, InstalledPolicy, PolicyChange
 from insula.network.linux.state import InstalledState, addresses
 from insula.network.linux.underlay import Members
 from insula.network.packets import announcement
 
 FAMILIES = ("bridge", "inet")
+NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 _REMEMBERED = 4096
 _SINGLY = 8  # ports whose counters are asked for one by one, and not all together
 
@@ -62,6 +66,7 @@ class TenantNamespace:
         self._epoch = Epoch(self._nftables, names.prefix)
         self.stack = StackReader(self.rtnl, self._nftables)
         self.outside = TenantOutside(names.prefix, self.netns, self.rtnl, self.nft, self._nftables)
+        self.policy = InstalledPolicy(self._nftables, names.prefix, self._epoch)
         self._deleting = threading.Lock()
         self._closed = False
         self._networks: set[int] = set()  # of all intents so far
@@ -276,23 +281,25 @@ class TenantNamespace:
             have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
             have = routing.without_unknown(have, self._routed)
         self._routed = routed
-        self._transact(wanted, have)
+        self._transact(wanted, have, self.policy.whole(intent, ports))
 
-    def _transact(self, wanted: Iterable[rules.Elements], have: dict[str, set[bytes]]) -> None:
-        """Change the sets from the keys `have` to the elements `wanted`. If some go, the next epoch begins: open
-        connections may need them."""
+    def _transact(
+        self, wanted: Iterable[rules.Elements], have: dict[str, set[bytes]], policies: PolicyChange | None = None
+    ) -> None:
+        """Change the sets from the keys `have` to the elements `wanted`, and the policies. If some go, the next epoch
+        begins: open connections may need them."""
         added, deleted = state.differences(wanted, have)
         requests = rules.change(self.naming.prefix, added, deleted)
-        if not self._epoch.is_valid() or any(deleted.values()):
-            self._epoch.transact(*requests)
-        else:
-            self._nftables.transact(*requests)
+        restricts = not self._epoch.is_valid() or any(deleted.values())
+        self.policy.commit(requests, policies or NO_CHANGE, restricts=restricts)
 
     # -- ports ---------------------------------------------------------------------------------------------------
 
-    def plug(self, network: Network, port: Port, netns: int, beside: Places = ()) -> None:
+    def plug(
+        self, network: Network, port: Port, netns: int, beside: Places = (), labels: Mapping[str, str] = NO_LABELS
+    ) -> None:
         """Connect the namespace `netns` to a port; an existing connection is repaired. `beside` are the instance's
-        other ports, which are connected."""
+        other ports, which are connected, and `labels` those of the instance."""
         with contextlib.ExitStack() as undo:
             with reported(network, port):
                 inside = call_in(netns, lambda: self._enter(network, port))
@@ -302,12 +309,12 @@ class TenantNamespace:
                 with reported(network, port):
                     try:
                         self._connect(network, port, netns)
-                        self._nftables.transact(*rules.add(self.naming.prefix, rules.of_port(port)))
                     except NetlinkError as error:
                         if error.errno != errno.EEXIST:
                             raise
                         self._reconnect(network, port, netns, inside)
                         self._replace_elements(port)
+                    self.policy.admit(port, labels, rules.add(self.naming.prefix, rules.of_port(port)))
                     interfaces.configure(inside, network, port, beside)
                     self.rtnl.sync_carrier(naming.port(port.index))
                     inside.sync_carrier(port.interface)
@@ -339,7 +346,7 @@ class TenantNamespace:
     def _unplug(self, network: Network, port: Port, elements: rules.Elements) -> None:
         self._guests.remove(port)
         bridge, moved = naming.bridge_index(network.index), (network.name, port.mac) in self._remotes
-        self._epoch.transact(*rules.delete(self.naming.prefix, elements))
+        self.policy.withdraw(port, rules.delete(self.naming.prefix, elements))
         group, self._unplugged = group_of(self._unplugged), self._unplugged + 1
         self.rtnl.execute(
             netlink.set_link_group(naming.port_index(port.index), group),

@@ -23,6 +23,8 @@ _SETS = """
     map peers6 { type ipv6_addr : classid; }
     map ranges4 { type ipv4_addr : classid; flags interval; }
     map ranges6 { type ipv6_addr : classid; flags interval; }
+    map subject_ranges4 { type ipv4_addr : mark; flags interval; }
+    map subject_ranges6 { type ipv6_addr : mark; flags interval; }
     set unknown { type classid; }
     set without_dns { type mark; }
     set everything { type classid; }
@@ -70,11 +72,15 @@ _CHAINS = f"""
     }}
     chain source_subject {{
         meta mark set 0
+        meta mark set ct original ip saddr map @subject_ranges4
+        meta mark set ct original ip6 saddr map @subject_ranges6
         meta mark set ct original ip saddr map @subjects4
         meta mark set ct original ip6 saddr map @subjects6
     }}
     chain destination_subject {{
         meta mark set 0
+        meta mark set ct reply ip saddr map @subject_ranges4
+        meta mark set ct reply ip6 saddr map @subject_ranges6
         meta mark set ct reply ip saddr map @subjects4
         meta mark set ct reply ip6 saddr map @subjects6
     }}
@@ -118,6 +124,11 @@ _CHAINS = f"""
         goto policy_out
     }}
     chain policies {{
+        jump stages
+        meta mark set 0
+        meta priority set 0
+    }}
+    chain stages {{
         jump source_peer
         meta priority @unknown drop comment "an address of a network that no port has"
         ct direction original oifname "{naming.UPLINK}" goto operator_out
@@ -181,8 +192,10 @@ _CHAINS = f"""
         meta l4proto tcp reject with tcp reset
         reject with icmpx admin-prohibited
     }}
-    chain closed_dns {{
+    chain policy_dns {{
         meta mark set 0
+        meta mark set ip saddr map @subject_ranges4
+        meta mark set ip6 saddr map @subject_ranges6
         meta mark set ip saddr map @subjects4
         meta mark set ip6 saddr map @subjects6
         meta mark @without_dns goto refused
@@ -211,5 +224,5 @@ def sets() -> str:
 
 
 def chains() -> str:
-    """Return the chains, of which `policies` judges connections and `closed_dns` queries at the gateways."""
+    """Return the chains, of which `policies` judges connections and `policy_dns` queries at the gateways."""
     return _CHAINS.replace("COUNT_OUT", _count("out")).replace("COUNT_IN", _count("in"))

@@ -114,12 +114,30 @@ def _holds(selector: Conditions, labels: Mapping[str, str]) -> bool:
 # -- ranges ------------------------------------------------------------------------------------------------------------
 
 
-class RangeMap:
-    """The disjoint pieces of ranges and networks of both IP versions."""
+class AddressHolder(NamedTuple):
+    """The instances on a network with the same labels, to which an address belongs."""
 
-    def __init__(self, ranges: Iterable[Range], networks: Iterable[tuple[str, str]]) -> None:
-        """`networks` are (name, subnet)."""
-        wanted: list[tuple[Range | str, str, bool]] = [(name, subnet, True) for name, subnet in networks]
+    network: str
+    labels: frozenset[tuple[str, str]]
+    selectors: frozenset[Conditions]
+
+
+Owner = Range | AddressHolder | str
+"""What has a CIDR: a range of a rule, an instance with allowed addresses, or a network by its name."""
+
+
+class RangeMap:
+    """The disjoint pieces of ranges, networks and allowed addresses of both IP versions."""
+
+    def __init__(
+        self,
+        ranges: Iterable[Range],
+        networks: Iterable[tuple[str, str]] = (),
+        allowed: Iterable[tuple[AddressHolder, str]] = (),
+    ) -> None:
+        """`networks` are (name, subnet), `allowed` are CIDRs that instances may use beside their own addresses."""
+        wanted: list[tuple[Owner, str, bool]] = [(name, subnet, True) for name, subnet in networks]
+        wanted += [(holder, cidr, True) for holder, cidr in allowed]
         for each in ranges:
             wanted += [(each, cidr, True) for cidr in each.cidrs]
             wanted += [(each, cidr, False) for cidr in each.without]
@@ -129,23 +147,41 @@ class RangeMap:
 
     def ranges(self, address: str) -> frozenset[Range]:
         """Return the ranges that contain an address."""
-        one = ip_address(address)
-        at = bisect_right(self._starts[one.version], int(one)) - 1
-        if at < 0 or (piece := self._by_version[one.version][at]).last < int(one):
+        version, number = _number(address)
+        at = bisect_right(self._starts[version], number) - 1
+        if at < 0 or (piece := self._by_version[version][at]).last < number:
             return frozenset()
         return piece.kind.ranges
 
 
-def _pieces(version: int, wanted: Sequence[tuple[Range | str, str, bool]]) -> Iterable[RangePiece]:
+@functools.lru_cache(maxsize=1 << 14)
+def _number(address: str) -> tuple[int, int]:
+    one = ip_address(address)
+    return one.version, int(one)
+
+
+def _kind(owners: Iterable[Owner]) -> AddressClass:
+    """Return the class of a piece. What instances with different labels may use is of none of them: it is unknown."""
+    found = [*owners]
+    ranges = frozenset(each for each in found if isinstance(each, Range))
+    holders = {each for each in found if isinstance(each, AddressHolder)}
+    if len(holders) > 1:
+        return AddressClass("", None, ranges)
+    for holder in holders:
+        return AddressClass(holder.network, holder.selectors, ranges)
+    return AddressClass(next((each for each in found if isinstance(each, str)), None), None, ranges)
+
+
+def _pieces(version: int, wanted: Sequence[tuple[Owner, str, bool]]) -> Iterable[RangePiece]:
     """Sweep over the bounds of all CIDRs of one version. Between two bounds, what contains an address is what begins
     below it more often than it ends there; one exception takes it out."""
-    events: dict[int, list[tuple[Range | str, bool, int]]] = defaultdict(list)
+    events: dict[int, list[tuple[Owner, bool, int]]] = defaultdict(list)
     for owner, cidr, inside in wanted:
         network = _network(cidr)
         if network.version == version:
             events[int(network.network_address)].append((owner, inside, 1))
             events[int(network.broadcast_address) + 1].append((owner, inside, -1))
-    within: dict[tuple[Range | str, bool], int] = defaultdict(int)
+    within: dict[tuple[Owner, bool], int] = defaultdict(int)
     bounds = sorted(events)
     previous: RangePiece | None = None
     for start, end in pairwise(bounds):
@@ -153,9 +189,7 @@ def _pieces(version: int, wanted: Sequence[tuple[Range | str, str, bool]]) -> It
             within[owner, inside] += step
             if not within[owner, inside]:
                 del within[owner, inside]
-        owners = [each for each, inside in within if inside and (each, False) not in within]
-        name = next((each for each in owners if isinstance(each, str)), None)
-        kind = AddressClass(name, None, frozenset(each for each in owners if isinstance(each, Range)))
+        kind = _kind(each for each, inside in within if inside and (each, False) not in within)
         if kind == NOWHERE:
             continue
         if previous and previous.kind == kind and previous.last == start - 1:

@@ -28,6 +28,7 @@ from insula.network.intent import PolicyIntent, RemotePort
 from insula.network.linux.policy.classes import (
     EVERY_INSTANCE,
     AddressClass,
+    AddressHolder,
     Conditions,
     Range,
     RangeMap,
@@ -36,7 +37,7 @@ from insula.network.linux.policy.classes import (
     class_text,
     conditions,
 )
-from insula.network.linux.policy.numbers import numbered
+from insula.network.linux.policy.numbers import class_numbers, port_set_numbers
 from insula.network.linux.policy.port_sets import PortSet, port_set, text_of, union
 
 DIRECTIONS: Sequence[Direction] = ("out", "in")
@@ -71,6 +72,7 @@ class Compiled:
     subjects: dict[str, int] = field(default_factory=dict)
     """The class of each address of an instance."""
     pieces: Sequence[tuple[RangePiece, int]] = ()
+    """The class of each range; those of instances are subjects too."""
     unknown: set[int] = field(default_factory=set)
     """The classes of addresses of networks that no instance has."""
     enforced: Mapping[Direction, Grants] = field(default_factory=dict)
@@ -81,11 +83,13 @@ class Compiled:
 
 
 class PolicyMember(NamedTuple):
-    """A port of the tenant, on this host or another: its instance, its network, and the addresses that it may use."""
+    """A port of the tenant, on this host or another: its instance, its network, its addresses, and the ranges that it
+    may use beside these."""
 
     instance: str
     network: str
     addresses: tuple[str, ...]
+    allowed: tuple[str, ...] = ()
 
 
 LINK_LOCAL: Final = "fe80::/10"
@@ -97,36 +101,44 @@ class Compiler:
 
     def __init__(self, policy: PolicyIntent, networks: Iterable[Network], members: Iterable[PolicyMember]) -> None:
         self._policies = [*policy.policies]
-        self._labels = policy.labels
+        self.labels = policy.labels
         self._groups = {group.name: group for group in policy.groups}
         self._rules = {each.name: _compiled_rules(each, self._groups) for each in self._policies}
         self._subject = {each.name: conditions(each.select) for each in self._policies}
         every_rule = [rule for by in self._rules.values() for rules in by.values() for rule in rules]
         selectors = {*self._subject.values(), *(rule.selector for rule in every_rule if rule.selector is not None)}
         self._index = SelectorIndex(selectors)
-        self._ranges = RangeMap({rule.range for rule in every_rule if rule.range}, _subnets(networks))
+        members = [*members]
+        allowed = [(self._holder(member), cidr) for member in members for cidr in member.allowed]
+        self._ranges = RangeMap({rule.range for rule in every_rule if rule.range}, _subnets(networks), allowed)
         self._address_classes = self._of_addresses(members)
         kinds = {*self._address_classes.values(), *(piece.kind for piece in self._ranges.pieces)}
         self._texts = {kind: class_text(kind) for kind in kinds}
-        by_text = numbered(self._texts.values(), 0)
+        by_text = class_numbers(self._texts.values())
         self._numbers = {kind: by_text[text] for kind, text in self._texts.items()}
         self._members = _Members(self._numbers)
-        self._port_numbers: dict[PortSet, int] = {}
 
     def classes(self, member: PolicyMember) -> Iterator[tuple[str, AddressClass]]:
         """Yield the addresses of a port with their classes."""
-        selectors = self._index.selecting(self._labels.get(member.instance, {}))
+        holder = self._holder(member)
         for address in member.addresses:
-            yield address, AddressClass(member.network, selectors, self._ranges.ranges(address))
+            yield address, AddressClass(holder.network, holder.selectors, self._ranges.ranges(address))
+
+    def _holder(self, member: PolicyMember) -> AddressHolder:
+        labels = self.labels.get(member.instance, {})
+        return AddressHolder(member.network, frozenset(labels.items()), self._index.selecting(labels))
 
     def _of_addresses(self, members: Iterable[PolicyMember]) -> dict[str, AddressClass]:
-        """Return the class of each address. A link-local one that two classes have, on two networks, is left out: it is
+        """Return the class of each address. A link-local one that several have, on two networks, is left out: it is
         unknown, so that nothing comes from it."""
         found: dict[str, AddressClass] = {}
+        holders: dict[str, AddressHolder] = {}
         ambiguous = set()
         for member in members:
+            holder = self._holder(member)
             for address, kind in self.classes(member):
-                if found.setdefault(address, kind) != kind:
+                found[address] = kind
+                if holders.setdefault(address, holder) != holder:
                     ambiguous.add(address)
         return {address: kind for address, kind in found.items() if address not in ambiguous}
 
@@ -139,7 +151,7 @@ class Compiler:
         enforced = {direction: self._grants(direction, audit=False) for direction in DIRECTIONS}
         audited = {direction: self._grants(direction, audit=True) for direction in DIRECTIONS}
         every = [ports for each in (*enforced.values(), *audited.values()) for ports in each.port_sets()]
-        by_text = numbered({text_of(ports) for ports in every}, 1)
+        by_text = port_set_numbers({text_of(ports) for ports in every})
         numbers = {ports: by_text[text_of(ports)] for ports in every}
         deaf = [p for p in self._policies if not p.audit and not p.dns and "out" in p.directions]
         return Compiled(
@@ -254,7 +266,8 @@ def members_of(ports: Iterable[Port], remotes: Iterable[RemotePort] = ()) -> lis
 def member_of(port: Port) -> PolicyMember:
     """Return the member of a port."""
     six = [port.address6, link_local(port.mac)] if port.address6 else []
-    return PolicyMember(port.instance, port.network, (port.address, *six))
+    allowed = tuple(sorted(pair.address for pair in port.allowed_pairs))
+    return PolicyMember(port.instance, port.network, (port.address, *six), allowed)
 
 
 def _compiled_rules(policy: Policy, groups: Mapping[str, AddressGroup]) -> Mapping[Direction, Sequence[CompiledRule]]:

@@ -1,9 +1,13 @@
-"""The kernel's form of what the compiler has found: entries of the sets and maps of chains.py."""
+"""The kernel's form of what the compiler has found: elements of the sets and maps of chains.py.
+
+Numbers are in the byte order of the host. For a look-up in a concatenation with intervals, nft(8) converts them to
+network byte order, and some versions do not: so `port_ranges` has each interval under both.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Final
 
@@ -13,6 +17,7 @@ from insula.kernel.netlink.nftables import NftablesSocket
 from insula.model.policies import Direction
 from insula.network.linux.policy.classes import RangePiece
 from insula.network.linux.policy.compiler import DIRECTIONS, Compiled, Grants
+from insula.network.linux.policy.numbers import swapped
 from insula.network.linux.policy.operator import Cell, CompiledOperator, interval_number
 from insula.network.linux.policy.port_sets import EVERYTHING, PROTOCOLS, PortInterval, PortSet
 
@@ -22,7 +27,7 @@ SetContents = dict[str, dict[KeyInterval, bytes]]
 FEW_PORTS: Final = 16
 """Intervals of so many ports are single elements: a set of intervals is slower to change the larger it is."""
 _INTERVALS: Final = (
-    "ranges4", "ranges6", "operator4", "operator6",
+    "ranges4", "ranges6", "subject_ranges4", "subject_ranges6", "operator4", "operator6",
     "operator_tcp", "operator_udp", "operator_icmp", "operator_icmpv6",
 )  # fmt: skip
 _EXACT: Final = (
@@ -43,6 +48,8 @@ def contents(compiled: Compiled, operator: CompiledOperator) -> SetContents:
         add_address(found, address, number)
     for piece, number in compiled.pieces:
         _add_piece(found, "ranges", piece, number)
+        if piece.kind.is_instance:
+            _add_piece(found, "subject_ranges", piece, number)
     found["unknown"] = {KeyInterval(_number(number)): b"" for number in compiled.unknown}
     found["without_dns"] = {KeyInterval(_number(number)): b"" for number in compiled.without_dns}
     for number, ports in compiled.port_sets.items():
@@ -52,6 +59,14 @@ def contents(compiled: Compiled, operator: CompiledOperator) -> SetContents:
             _add_grants(found, kind, direction, each)
     _add_operator(found, operator)
     return found
+
+
+def addresses_of(addresses: Iterable[str]) -> Mapping[str, set[KeyInterval]]:
+    """Return the keys of addresses of an instance, by set."""
+    found: SetContents = {}
+    for address in addresses:
+        add_address(found, address, 0)
+    return {name: {*keys} for name, keys in found.items()}
 
 
 def add_address(found: SetContents, address: str, number: int) -> None:
@@ -72,14 +87,19 @@ def _add_ports(found: SetContents, number: int, ports: PortSet) -> None:
         found["everything"][KeyInterval(_number(number))] = b""
         return
     for interval in ports:
-        head = _number(number) + bytes((interval.protocol, 0, 0, 0))
         if interval.is_all:
-            found["protocols"][KeyInterval(head)] = b""
+            found["protocols"][KeyInterval(_head(number, interval))] = b""
         elif interval.last - interval.first < FEW_PORTS:
             for port in range(interval.first, interval.last + 1):
-                found["ports"][KeyInterval(head + _padded(port))] = b""
+                found["ports"][KeyInterval(_head(number, interval) + _padded(port))] = b""
         else:
-            found["port_ranges"][KeyInterval(head + _padded(interval.first), head + _padded(interval.last))] = b""
+            for each in (number, swapped(number)):
+                head = _head(each, interval)
+                found["port_ranges"][KeyInterval(head + _padded(interval.first), head + _padded(interval.last))] = b""
+
+
+def _head(number: int, interval: PortInterval) -> bytes:
+    return _number(number) + bytes((interval.protocol, 0, 0, 0))
 
 
 def _add_grants(found: SetContents, kind: str, direction: Direction, grants: Grants) -> None:

@@ -10,23 +10,38 @@ UNKNOWN: Final = 0
 """The number of addresses outside that no rule mentions."""
 GRANTED: Final = 0xFFFF_FFFF
 """A number of its own, by which a chain tells that a packet is allowed."""
-_BITS: Final = 31
+CLASS: Final = 0x7FFF_FF7F
+"""The bits of a class's number; the others are set in that of a set of ports."""
 
 
-def numbered(texts: Iterable[str], kind: int) -> dict[str, int]:
-    """Return a number for each text: a hash of it, with `kind` (0 or 1) as the highest bit, so that two kinds never
-    have the same. Of two with the same hash, the first in the order of texts keeps it."""
+def class_numbers(texts: Iterable[str]) -> dict[str, int]:
+    """Return a number for the text of each class."""
+    return _numbered(texts, 0)
+
+
+def port_set_numbers(texts: Iterable[str]) -> dict[str, int]:
+    """Return a number for the text of each set of ports. No class has the same, in either order of its bytes."""
+    return _numbered(texts, ~CLASS & 0xFFFF_FFFF)
+
+
+def swapped(number: int) -> int:
+    """Return a number with the order of its bytes reversed, as nft(8) does for some look-ups (elements.py)."""
+    return int.from_bytes(number.to_bytes(4, "big"), "little")
+
+
+def _numbered(texts: Iterable[str], always: int) -> dict[str, int]:
+    """Return a hash of each text. Of two with the same, the first in the order of texts keeps it."""
     found: dict[str, int] = {}
     taken = {UNKNOWN, GRANTED}
     for text in sorted(texts):
         salt = 0
-        while (number := _hash(text, salt, kind)) in taken:
+        while (number := _hash(text, salt) & CLASS | always) in taken:
             salt += 1
-        taken.add(number)
+        taken |= {number, swapped(number)}
         found[text] = number
     return found
 
 
-def _hash(text: str, salt: int, kind: int) -> int:
+def _hash(text: str, salt: int) -> int:
     digest = blake2s(text.encode(), digest_size=4, salt=salt.to_bytes(8, "big")).digest()
-    return int.from_bytes(digest, "big") >> 1 | kind << _BITS
+    return int.from_bytes(digest, "big")

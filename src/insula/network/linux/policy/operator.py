@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from insula.model.policies import CidrPeer, Direction, OperatorPolicy
 from insula.network.linux.policy.classes import NOWHERE, AddressClass, Range, RangeMap, RangePiece, class_text
-from insula.network.linux.policy.numbers import UNKNOWN, numbered
+from insula.network.linux.policy.numbers import UNKNOWN, class_numbers
 from insula.network.linux.policy.port_sets import EVERYTHING, LAST, PROTOCOLS, PortInterval, PortSet, port_set
 
 OTHER_PROTOCOLS: Final = 0
@@ -52,7 +52,7 @@ def compile_operator(policies: Iterable[OperatorPolicy]) -> CompiledOperator:
         return CompiledOperator()
     pieces = RangeMap({each for rule in rules for each in rule.ranges or ()}, ()).pieces
     kinds = {piece.kind for piece in pieces}
-    by_text = numbered(map(class_text, kinds), 0)
+    by_text = class_numbers(map(class_text, kinds))
     numbers = {kind: by_text[class_text(kind)] for kind in kinds} | {NOWHERE: UNKNOWN}
     found = CompiledOperator([(piece, numbers[piece.kind]) for piece in pieces], [*_intervals(rules)])
     for direction in ("out", "in"):
