@@ -19,8 +19,9 @@ from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network
 from insula.network.addresses import gateway_mac
+from insula.network.dhcp.frames import icmpv6
 from insula.network.linux import naming
-from insula.network.packets import frame, ip_packet
+from insula.network.packets import checksum, frame, ip_packet
 from insula.network.proof import Prover
 from tests.support.lab import Instance, Lab, World, isolated, query
 
@@ -198,12 +199,12 @@ def test_an_instance_keeps_its_own_addresses_beyond_a_router() -> None:
     lab = Lab()
     one, two, _ = networks(lab, "acme")
     lab.router("acme", "n1", "n2", "n3")
-    seen = two.sniffer()
+    seen, other = two.sniffer(), two.sniffer()
     for forged in ("10.1.0.9", "10.3.0.2", "192.168.9.9"):
         one.send_frame(udp_frame(one, forged, "10.2.0.2", b"forged packet"))
     one.send_frame(udp_frame(one, "10.1.0.2", "10.2.0.2", b"honest packet"))
     assert seen.sees(b"honest packet", 5), "the positive control"
-    assert not seen.sees(b"forged packet")
+    assert not other.sees(b"forged packet")
 
 
 def udp_frame(instance: Instance, source: str, target: str, payload: bytes) -> bytes:
@@ -236,6 +237,44 @@ def test_random_joins_and_leaves_give_the_right_matrix() -> None:
                 )
                 got = [lab.instances[tenant, f"i{a}"].pings(to, 5 if together else 0.1) for to in addresses(b)]
                 assert got == [together] * 2, (tenant, a, b, parts)
+
+
+@isolated
+def test_errors_about_connections_come_by_paths_only() -> None:
+    """An ICMP error counts as related to the connection that it quotes, whoever sends it."""
+    lab = Lab()
+    one, two, three = networks(lab, "acme")
+    lab.router("acme", "n1", "n2")
+    repeats(two, 80)
+    for version, there in enumerate(addresses(2)):
+        sock = connection(one, there, 80)
+        assert is_alive(sock)
+        seen, other, ports = one.sniffer(), one.sniffer(), (sock.getsockname()[1], 80)
+        for sender, payload in ((three, b"from afar"), (two, b"from the other end")):
+            own = addresses(int(sender.port.network[1:]))[version]
+            sender.send_frame(
+                unreachable(sender, (own, addresses(1)[version]), (addresses(1)[version], there), ports, payload)
+            )
+        assert seen.sees(b"from the other end", 5), "the positive control"
+        assert not other.sees(b"from afar")
+
+
+def unreachable(
+    sender: Instance, ends: tuple[str, str], about: tuple[str, str], ports: tuple[int, int], mark: bytes
+) -> bytes:
+    """A frame to the gateway with an ICMP error that quotes a TCP segment from one end of a connection to the other."""
+    segment = struct.pack("!HHIIBBHHH", *ports, 1, 1, 5 << 4, 16, 100, 0, 0) + mark.ljust(24, b".")
+    mac = gateway_mac(int(sender.port.network[1:]))
+    packed = [socket.inet_pton(socket.AF_INET6 if ":" in each else socket.AF_INET, each) for each in (*ends, *about)]
+    if len(packed[0]) == 16:
+        quoted = struct.pack("!IHBB", 6 << 28, len(segment), 6, 64) + packed[2] + packed[3] + segment
+        return icmpv6((sender.port.mac, mac), ends, struct.pack("!BBHI", 1, 0, 0, 0) + quoted)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 1, 0, 64, 6, 0) + packed[2] + packed[3]
+    quoted = head[:10] + struct.pack("!H", checksum(head)) + head[12:] + segment
+    body = struct.pack("!BBHI", 3, 1, 0, 0) + quoted
+    body = body[:2] + struct.pack("!H", checksum(body)) + body[4:]
+    outer = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, 1, 0) + packed[0] + packed[1]
+    return frame(mac, sender.port.mac, outer[:10] + struct.pack("!H", checksum(outer)) + outer[12:] + body)
 
 
 # -- the way out -----------------------------------------------------------------------------------------------------
@@ -278,14 +317,14 @@ def test_no_query_leaves_a_network_without_a_way_out() -> None:
         )
     lab.networks["acme", "n1"] = change(lab, "n1", outbound="none")
     lab.apply("acme")
-    seen = world.instance.sniffer()
+    seen, other = world.instance.sniffer(), world.instance.sniffer()
     for gateway in addresses(1, 1):
         assert query(one.netns, gateway, "secret.test") == (3, []), "NXDOMAIN"
         assert query(one.netns, gateway, "i2") == query(one.netns, gateway, "i2.acme.internal") == (0, ["10.2.0.2"])
         assert query(one.netns, gateway, "i2", 28) == (0, ["fd00:2::2"])
         assert query(one.netns, gateway, "nobody.acme.internal") == (3, [])
     assert query(two.netns, "10.2.0.1", "secreter.test")
-    assert seen.sees(b"secreter", 5) and not seen.sees(b"\x06secret\x04"), "that of n2 has left"
+    assert seen.sees(b"secreter", 5) and not other.sees(b"\x06secret\x04"), "that of n2 has left"
     lab.instance("acme", "late", "n2", 9)
     assert query(one.netns, "10.1.0.1", "late") == (0, ["10.2.0.9"]), "new names are known as well"
     lab.networks["acme", "n1"] = change(lab, "n1", outbound="nat")

@@ -185,15 +185,21 @@ table inet {table} {{
     }}
     chain forward {{
         type filter hook forward priority 0; policy drop;
-        ct mark @judged accept
+        ct state established ct mark @judged accept
         ct state invalid drop
-        ct state related meta l4proto {{ icmp, icmpv6 }} accept comment "errors about connections"
+        ct state related meta l4proto {{ icmp, icmpv6 }} goto errors
         ct state untracked icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @paths accept
         ct direction original iifname . oifname @paths goto judge
         ct direction reply oifname . iifname @paths goto judge
         ct status dnat goto from_outside comment "linux.outside"
         oifname "{egress}*" ct state established accept
         iifname "{egress}*" goto egress_forward
+    }}
+    chain errors {{
+        iifname . oifname @paths accept comment "whoever sends them: they only quote a connection"
+        oifname . iifname @paths accept
+        iifname "{uplink}" accept
+        drop
     }}
     chain from_outside {{
         ct direction original iifname "{uplink}" oifname @bridges goto judge
