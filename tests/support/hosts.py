@@ -18,6 +18,7 @@ from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import OWN, call_in, call_in_new
 from insula.model.errors import InsulaError
 from insula.model.objects import Network, Port, Tenant
+from insula.model.routers import Router
 from insula.network.addresses import port_mac
 from insula.network.fabric import NetnsNic
 from insula.network.intent import RemotePort, TenantIntent
@@ -95,6 +96,7 @@ class Cloud:
             host.do(lambda host=host: host.fabric.set_hosts([each.address for each in self.hosts]))  # type: ignore[misc]
         self.tenants: dict[str, Tenant] = {}
         self.networks: dict[tuple[str, str], Network] = {}
+        self.routers: list[Router] = []
         self.instances: dict[tuple[str, str], Instance] = {}
         self.places: dict[tuple[str, str], Host] = {}
         self._ports = 0
@@ -164,6 +166,8 @@ class Cloud:
         """The intent of a tenant on one host: the ports on other hosts of networks that have ports there."""
         mine = [each.port for key, each in self.instances.items() if key[0] == tenant and self.places[key] is host]
         used = {port.network for port in mine}
+        routers = [router for router in self.routers if router.tenant == tenant]
+        used |= {name for router in routers if used & {*router.networks} for name in router.networks}
         remotes = [
             RemotePort(
                 network=each.port.network,
@@ -176,7 +180,7 @@ class Cloud:
             if key[0] == tenant and self.places[key] is not host and each.port.network in used
         ]
         networks = [network for (owner, _), network in self.networks.items() if owner == tenant]
-        parts = {"networks": networks, "ports": mine, "remotes": remotes, **others}
+        parts = {"networks": networks, "ports": mine, "remotes": remotes, "routers": routers, **others}
         return TenantIntent(tenant=self.tenants[tenant], names={}, **parts)
 
     def errors(self, tenant: str, host: Host, **others: Any) -> dict[str, InsulaError]:

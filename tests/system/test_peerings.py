@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.support.cli import Cli
@@ -61,6 +63,8 @@ def test_an_offer_that_is_accepted_joins_networks_until_one_side_ends_it(acme: C
     until(lambda: fetch(globex, "app", f"db.{name(acme)}.peer") == "db", "its name is answered", timeout=10)
     assert not pings(globex, "app", "10.21.0.9"), "only tcp/80 was offered"
     assert fetch(acme, "db", "10.22.0.9") == "", "globex has opened nothing"
+    findings = json.loads(acme.run("verify", "--json").out)["findings"]
+    assert not [each for each in findings if "/" in each["source"] or "peer " in each["text"]], findings
     [view] = acme.json("peer", "ls")
     assert view["state"] == "active"
     assert [(each["protocol"], each["port"]) for each in view["allow"]] == [("tcp", 80)]

@@ -7,13 +7,17 @@ host), and a neighbour entry for each of its addresses. From these entries the b
 requests of local instances (neigh_suppress, bridge(8)), so no request crosses the underlay. Broadcast and multicast
 frames stay on their host.
 
+Each host routes between networks that a router joins: a packet is routed on its sender's host, has the gateway's MAC
+address there, as everywhere, and arrives on the other network's device.
+
 Frames from the device pass the same filter as those of a port: they may only have the source addresses of ports on
-other hosts (rules.py).
+other hosts (rules.py), and from the gateway's MAC address those of networks that are joined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Request, Rtnl
@@ -27,13 +31,27 @@ from insula.network.linux.state import InstalledState
 from insula.network.linux.underlay import Members, Underlay
 
 
-def by_network(intent: TenantIntent, plugged: Iterable[Port]) -> dict[str, list[RemotePort]]:
-    """Return the ports on other hosts by network, without those that are plugged here: an instance has moved."""
+@dataclass(frozen=True)
+class Beyond:
+    """What is on other hosts: the ports of a network, and the addresses in other networks that reach it by a router."""
+
+    ports: list[RemotePort] = field(default_factory=list)
+    routed: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.ports or self.routed)
+
+
+def by_network(intent: TenantIntent, plugged: Iterable[Port]) -> dict[str, Beyond]:
+    """Return what is on other hosts by network, without the ports that are plugged here: an instance has moved."""
     here = {(port.network, port.mac) for port in plugged}
-    found: dict[str, list[RemotePort]] = {network.name: [] for network in intent.networks}
+    found = {network.name: Beyond() for network in intent.networks}
+    joined = {name: set(router.networks) - {name} for router in intent.routers for name in router.networks}
     for remote in intent.remotes:
         if remote.network in found and (remote.network, remote.mac) not in here:
-            found[remote.network].append(remote)
+            found[remote.network].ports.append(remote)
+            for name in joined.get(remote.network, set()) & found.keys():
+                found[name].routed.extend(remote.addresses)
     return found
 
 

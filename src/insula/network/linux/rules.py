@@ -20,7 +20,7 @@ with it the address of another tenant's instance.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from ipaddress import IPv6Address
 from typing import Final
@@ -30,7 +30,7 @@ from insula.kernel.netlink.nftables import add_elements, delete_elements
 from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
-from insula.network.addresses import link_local
+from insula.network.addresses import gateway_mac, link_local
 from insula.network.intent import RemotePort
 from insula.network.linux import gateway_rules, keys, naming
 from insula.network.linux.policy import chains as policy
@@ -375,6 +375,17 @@ def of_remote(network: Network, remote: RemotePort) -> dict[str, list[tuple[str,
         "bridge ipv4": [(device, mac, address) for address in remote.addresses if ":" not in address],
         "bridge ipv6": [(device, mac, address) for address in six],
         "bridge ndp": [(device, mac, f"0x{int(IPv6Address(address)):032x}") for address in six],
+    }
+
+
+def of_routed(network: Network, addresses: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
+    """Return the elements for packets that other hosts have routed to a network: their frames have the MAC address of
+    the gateway, and the source addresses of instances in other networks."""
+    device, mac = naming.vxlan(network.index), gateway_mac(network.index)
+    return {
+        "bridge macs": [(device, mac)] if addresses else [],
+        "bridge ipv4": [(device, mac, address) for address in addresses if ":" not in address],
+        "bridge ipv6": [(device, mac, address) for address in addresses if ":" in address],
     }
 
 

@@ -25,7 +25,7 @@ from insula.model.objects import Network, Port, Tenant
 from insula.model.routers import Router
 from insula.network.addresses import gateway_mac, uplink_mac
 from insula.network.fabric import Places, Traffic, TrafficCounter
-from insula.network.intent import RemotePort, TenantIntent
+from insula.network.intent import TenantIntent
 from insula.network.linux import interfaces, naming, neighbours, overlay, peering, routing, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.epoch import Epoch
@@ -187,8 +187,9 @@ class TenantNamespace:
         remotes = overlay.by_network(intent, plugged)
         for network in networks.values():
             with recording(errors, f"network {network.name}"):
-                if some := remotes[network.name]:
-                    overlay.apply(self.rtnl, self.netns, members, network, some, now, complete=intent.complete)
+                if beyond := remotes[network.name]:
+                    ports = beyond.ports
+                    overlay.apply(self.rtnl, self.netns, members, network, ports, now, complete=intent.complete)
                 elif intent.complete:
                     overlay.delete(self.rtnl, network, now)
         self._remotes = {(remote.network, remote.mac) for remote in intent.remotes}
@@ -196,7 +197,8 @@ class TenantNamespace:
         with recording(errors, "routes"):
             routing.execute(self.rtnl, routes.before)
         with recording(errors, "tenant"):
-            elsewhere = [(network, each) for network in networks.values() for each in remotes[network.name]]
+            elsewhere = [rules.of_remote(n, each) for n in networks.values() for each in remotes[n.name].ports]
+            elsewhere += [rules.of_routed(network, remotes[network.name].routed) for network in networks.values()]
             self._apply_elements(networks, plugged, now, intent, elsewhere)
             if intent.complete:  # a router whose record can't be read may need them
                 routing.execute(self.rtnl, routes.after)
@@ -262,7 +264,7 @@ class TenantNamespace:
         ports: Iterable[Port],
         now: InstalledState,
         intent: TenantIntent,
-        remotes: Iterable[tuple[Network, RemotePort]],
+        elsewhere: Iterable[rules.Elements],
     ) -> None:
         """Change the sets to the elements of these networks and plugged ports. Counters of other ports of the intent
         stay: their instances have ended, and the counters may have to be read."""
@@ -275,7 +277,7 @@ class TenantNamespace:
         routed = routing.elements(networks, intent.routers)
         wanted += [*map(rules.of_network, networks.values()), *map(rules.of_port, ports), routed]
         wanted.append(peering.elements(networks, intent.peerings))
-        wanted += [rules.of_remote(*each) for each in remotes]
+        wanted += elsewhere
         if not intent.complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}
             have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
