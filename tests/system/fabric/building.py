@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import msgspec
 
+from insula.model.routers import Router
 from insula.network.intent import PolicyIntent
+from insula.network.proof import Proof, Prover
 from tests.support.lab import Instance, Lab
 from tests.system.fabric.packets import Place
 from tests.system.fabric.worlds import GROUP, World, subnet, subnet6
@@ -35,9 +37,18 @@ class Built:
         for tenant in world:
             self.lab.apply(tenant)
 
+    def prove(self) -> Proof:
+        """Have Insula interpret what is installed, and compare it with the tenants' intents."""
+        intents = [self.lab.intent(tenant) for tenant in self.lab.tenants]
+        return Prover(self.lab.fabric).prove(intents, {each.port.index for each in self.instances.values()})
+
     def _declare(self, world: World) -> None:
         for tenant, has in world.items():
             self.lab.others[tenant] = {
+                "routers": [
+                    Router(tenant=tenant, name=f"r{number}", networks=sorted(joined), created=0.0)
+                    for number, joined in enumerate(has.routers)
+                ],
                 "policy": PolicyIntent(
                     policies=has.policies,
                     groups=[msgspec.structs.replace(GROUP, tenant=tenant)],
@@ -48,5 +59,12 @@ class Built:
 
 @contextlib.contextmanager
 def built(world: World) -> Iterator[Built]:
-    """The world, on a fabric of its own."""
-    yield Built(Lab(), world)
+    """The world, on a fabric of its own, which is taken down at the end."""
+    lab = Lab()
+    try:
+        cloud = Built(lab, world)
+        yield cloud
+    finally:
+        for instance in lab.instances.values():
+            instance.remove()
+        lab.fabric.teardown()
