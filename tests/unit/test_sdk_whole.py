@@ -62,6 +62,7 @@ GIVEN: dict[str, object] = {
     "subnet": "10.0.0.0/24",
     "reference": "localhost/web",
     "source": "web",
+    "target": "db",
     "names": ["web"],
     "archive": [b"tar"],
     "rootfs": [b"tar"],

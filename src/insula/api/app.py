@@ -52,6 +52,7 @@ from insula.api.request_times import RequestTimes
 from insula.api.routers import RouterRoutes
 from insula.api.stats import STATS
 from insula.api.tenants import TenantRoutes
+from insula.api.tracing import TraceRoutes
 from insula.api.usage import USAGE_ROUTES
 from insula.audit.writer import AuditLog
 from insula.control.plane import ControlPlane
@@ -139,6 +140,7 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
                     whoami,
                     NetworkRoutes,
                     RouterRoutes,
+                    TraceRoutes,
                     PeeringRoutes,
                     GuaranteeRoutes,
                     ImageRoutes,

@@ -50,6 +50,7 @@ from insula.model.principals import (
     WhoAmI,
 )
 from insula.model.routers import Router, RouterPatch, RouterSpec, RouterStatus, RouterView, StaticRoute
+from insula.model.tracing import TraceView
 from insula.model.views import (
     AuditHead,
     AuditKey,
@@ -248,7 +249,17 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
         instances={"running": 1},
     ),
     Check(name="overlay", state="ok", detail="overlayfs with idmapped layers"),
-    VerifyReport(passed=True, matrix=[], drift=[], seconds=0.1),
+    VerifyReport(passed=True, matrix=[], drift=[], seconds=0.1, classes=128_000),
+    TraceView(
+        source="web",
+        target="db",
+        source_address="10.0.0.2",
+        target_address="10.0.0.3",
+        service="tcp/5432",
+        allowed=True,
+        wanted=True,
+        steps=["db (10.0.0.3) is on the same network", "no policy selects either end"],
+    ),
     WhoIs(pid=4711, command="httpd", tenant="acme", instance="web", id="0123456789abcdef" * 2, inside=1),
 )
 EXAMPLES: dict[type, msgspec.Struct] = {type(each): each for each in _OBJECTS}

@@ -45,6 +45,16 @@ OptionalTenant = Annotated[str | None, QueryParameter(schema_extra=_LABEL, descr
 Bound = Annotated[
     str, QueryParameter(schema_extra=_rule(rules.BOUND, rules.MAX_BOUND, "ann"), description="a principal")
 ]
+TraceEndName = Annotated[
+    str,
+    QueryParameter(
+        schema_extra=_rule(rules.TRACE_END, rules.MAX_TRACE_END, "web"),
+        description="an instance, instance:interface, an IP address, or outside",
+    ),
+]
+TraceService = Annotated[
+    str, QueryParameter(schema_extra=_rule(rules.TRACE_SERVICE, 9, "tcp/80"), description="tcp/PORT, udp/PORT or icmp")
+]
 SignalName = Annotated[str, QueryParameter(schema_extra=_rule(rules.SIGNAL, 12, "SIGTERM"), description="signal(7)")]
 Revision = Annotated[int | None, QueryParameter(ge=0, schema_extra={"minimum": 0, "maximum": rules.MAX_BYTES})]
 Since = Annotated[

@@ -60,6 +60,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "apply": ("apply", "make everything as files declare it"),
     "diff": ("diff", "show what `apply` would change"),
     "dump": ("dump", "print what there is as a file for `apply`"),
+    "trace": ("trace", "whether one end reaches another, and why or why not"),
     "verify": ("verify", "prove the isolation: compare wanted, installed and measured reachability"),
     "status": ("status", "the state of this host"),
     "doctor": ("doctor", "check this host's requirements"),

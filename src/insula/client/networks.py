@@ -33,3 +33,8 @@ class NetworksResource:
 
     def remove(self, tenant: str, name: str) -> None:
         self.client.call("DELETE", "tenants", tenant, "networks", name)
+
+    def trace(self, tenant: str, source: str, target: str, service: str, **query: object) -> Object:
+        """Tell whether `source` reaches `target`, and why; `query` is rules and live."""
+        asked = {"source": source, "target": target, "service": service, **query}
+        return self.client.call("GET", "tenants", tenant, "trace", query=asked)  # type: ignore[no-any-return]

@@ -45,6 +45,7 @@ from insula.control.networks.routers import Routers
 from insula.control.networks.verbs import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
 from insula.control.tasks import Tasks
 from insula.control.tenants import DEFAULT, Tenants
+from insula.control.tracing import Tracer
 from insula.image.store import ImageStore
 from insula.model.errors import NotFound
 from insula.settings import Settings
@@ -60,7 +61,7 @@ _REMOVALS = 8  # instances that are removed at a time
 
 class ControlPlane:
     """The verbs are `tenants`, `identities`, `networks`, `routers`, `peerings`, `guarantees`, `images`, `instances`,
-    `declared`, `stats`, `accounting`, `host` and `events`; see their classes."""
+    `declared`, `stats`, `accounting`, `host`, `tracer` and `events`; see their classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
         """`shared`: other daemons commit to the store, too."""
@@ -90,6 +91,7 @@ class ControlPlane:
         self.events = Events(context)
         self.disk_watch = DiskWatch(context, self.managed, self.instance_controller.recorder, self.instances.stop)
         self.host = Host(self.instance_controller, self.network_controller, self.tasks, self.accounting.close)
+        self.tracer = Tracer(context, intents, self.managed)
         self.idempotency_keys = IdempotencyKeys(context)
         self._loaded: Loaded | None = None
         self._closing = AsyncExitStack()

@@ -160,3 +160,9 @@ MAX_RESTARTS = 1_000_000
 def anchored(pattern: str) -> str:
     """Return a pattern that must match the whole text, for JSON Schema, where it may match any part."""
     return f"^(?:{pattern})$"
+
+
+TRACE_END = f"(?:{LABEL}(?::[a-z0-9]{{1,15}})?|[0-9a-fA-F:.]{{2,45}})"
+"""An end of `insula trace`: an instance, one of its interfaces, or an address."""
+MAX_TRACE_END = 80
+TRACE_SERVICE = "(?:(?:tcp|udp)/[0-9]{1,5}|icmp)"

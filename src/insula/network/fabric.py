@@ -20,6 +20,7 @@ from insula.network.endpoints import Endpoint
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries
+from insula.network.interpreter.tracing import TracedPacket, TracedWay
 
 
 class NetnsNic(NamedTuple):
@@ -276,6 +277,12 @@ class Fabric(Protocol):
 
     def interpret_host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
         """The same for the host between tenants: `inside` are runs from tenants, `above` those from others."""
+
+    def trace(self, tenant: Tenant, intent: TenantIntent, packet: TracedPacket) -> TracedWay:
+        """Follow one packet through the installed state of a tenant. NotFound if the tenant has no namespace."""
+
+    def trace_host(self, tenant: Tenant, packet: TracedPacket) -> TracedWay:
+        """Follow one packet through the host: from the tenant's uplink, or from outside to it."""
 
     def host_drift(self) -> list[str]:
         """Return differences of the host's namespace from the state that the fabric installs there, as text."""

@@ -147,9 +147,16 @@ class LiveTest:
                     while True:
                         data, origin = sock.recvfrom(2048)
                         probe = self._codec.find(data)
-                        if probe is wanted and probe is not None and (at := name(origin[2] == _OUTGOING)):
+                        if probe is not wanted or probe is None or not probe.is_to_same(data):
+                            continue  # an ICMP error quotes the packet
+                        if at := name(origin[2] == _OUTGOING):
                             found.add(at)
         return sorted(found, key=lambda each: (_ORDER.index(each.where), each.name))
+
+
+def in_words(seen: Sequence[Sighting]) -> str:
+    """Return where a packet was seen last."""
+    return f"seen last {seen[-1].text}" if seen else "seen nowhere"
 
 
 def _at_port(key: str) -> Callable[[bool], Sighting | None]:

@@ -236,6 +236,17 @@ class ReferenceModel:
                         found.require(place_of(owner), (passing & usual) << cell)
         return found
 
+    def place_of(self, port: Port) -> NetworkPlace:
+        """Return the place of a port."""
+        return place_of(port)
+
+    def peer_at(self, range_: NumberRange) -> str | None:
+        """Return the tenant of the peering that these addresses belong to."""
+        for peering in self.intent.peerings:
+            if any(overlap(each, range_) for each in self._beyond(peering)):
+                return peering.peer.name
+        return None
+
     def _beyond(self, peering: PeeringIntent) -> list[NumberRange]:
         return [subnet for network in peering.others if (subnet := self.subnet(network))]
 

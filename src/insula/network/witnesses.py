@@ -9,7 +9,7 @@ from insula.network.addresses import OUTSIDE, OUTSIDE6
 from insula.network.fabric import ProbePoints, RouterPoints, Station
 from insula.network.findings import ProofFinding, Witness
 from insula.network.interpreter.space import ICMP, ICMPV6, TCP, UDP
-from insula.network.live import LivePacket, LiveTest, Sighting
+from insula.network.live import LivePacket, LiveTest, in_words
 
 _MOST: Final = 16
 """Witnesses that are sent: each takes a part of a second."""
@@ -32,11 +32,6 @@ def send(findings: Sequence[ProofFinding], points: Sequence[ProbePoints]) -> dic
                     seen = test.from_uplink(start, packet)
                 found[number] = in_words(seen)
     return found
-
-
-def in_words(seen: Sequence[Sighting]) -> str:
-    """Return where a packet was seen last."""
-    return f"seen last {seen[-1].text}" if seen else "seen nowhere"
 
 
 def _sendable(

@@ -21,6 +21,7 @@ from insula.model.principals import (
     WhoAmI,
 )
 from insula.model.routers import RouterView
+from insula.model.tracing import TraceView
 from insula.model.views import (
     AuditHead,
     AuditKey,
@@ -76,6 +77,7 @@ LOGIN = of(LoginInfo)
 HOST_STATUS = of(HostStatus)
 CHECKS = many(of(Check))
 VERIFY_REPORT = of(VerifyReport)
+TRACE = of(TraceView)
 WHO_IS = of(WhoIs)
 AUDIT_HEAD = of(AuditHead)
 AUDIT_KEY = of(AuditKey)

@@ -24,6 +24,7 @@ from insula.network.fabric import Installed, NetnsNic, Nic, Places, ProbePoints,
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries
+from insula.network.interpreter.tracing import TracedPacket, TracedWay
 from insula.network.linux import (
     bridge_filter,
     calls,
@@ -412,6 +413,16 @@ class LinuxFabric:
     ) -> Interpretation:
         """Read the tenant's namespace, and compute whom it lets reach whom."""
         return self._interpreters.tenant(self._tenant(tenant), intent, running, cuts)
+
+    @about_tenant
+    def trace(self, tenant: Tenant, intent: TenantIntent, packet: TracedPacket) -> TracedWay:
+        """Follow a packet through the tenant's namespace."""
+        return self._interpreters.trace(self._tenant(tenant), intent, packet)
+
+    @about_tenant
+    def trace_host(self, tenant: Tenant, packet: TracedPacket) -> TracedWay:
+        """Follow a packet from or to the tenant's uplink through the host."""
+        return self._interpreters.trace_host(tenant, packet)
 
     @about_host
     def interpret_host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:

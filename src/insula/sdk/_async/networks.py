@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from insula.model.objects import Outbound
+from insula.model.tracing import TraceView
 from insula.model.views import NetworkPatch, NetworkSpec
 from insula.sdk import answers
 from insula.sdk._async.calls import AsyncCaller
@@ -59,3 +60,12 @@ class AsyncNetworkOperations:
     async def remove(self, tenant: str, network: str, *, idempotency_key: str | None = None) -> None:
         """Remove a network. Conflict while an instance is on it or a router joins it."""
         await self._caller.do("DELETE", "tenants", tenant, "networks", network, key=idempotency_key)
+
+    async def trace(
+        self, tenant: str, source: str, target: str, service: str = "icmp", *, rules: bool = False, live: bool = False
+    ) -> TraceView:
+        """Tell whether one end reaches another, and why. An end is an instance, instance:interface, an IP address, or
+        "outside"; a service is as in tcp/80. With `rules` the installed rules are told, with `live` a packet is sent.
+        """
+        query = {"source": source, "target": target, "service": service, "rules": rules, "live": live}
+        return await self._caller.get(answers.TRACE, "tenants", tenant, "trace", query=query)

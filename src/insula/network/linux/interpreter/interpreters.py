@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from ipaddress import ip_address
+from typing import Final, Protocol
 
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in
+from insula.kernel.nftables import Nft
 from insula.model.objects import Tenant
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries, NumberRange
+from insula.network.interpreter.tracing import TracedPacket, TracedWay
 from insula.network.linux import naming, sysctl
 from insula.network.linux.interpreter.host import HostInterpreter, UplinkView
 from insula.network.linux.interpreter.stack import Stack, StackReader
 from insula.network.linux.interpreter.tenant import TenantInterpreter
+from insula.network.linux.interpreter.tracer import trace_host, trace_tenant
 from insula.network.linux.interpreter.view import DeviceNames, view
 from insula.network.linux.naming import Naming
 
+_LISTED: Final = 1 << 2 | 1 << 3 | 1 << 8 | 1 << 11
+"""Flags of libnftables(3): a table with handles and numeric priorities, without elements and counters."""
 _BRIDGED = {4: "bridge/bridge-nf-call-iptables", 6: "bridge/bridge-nf-call-ip6tables"}
 
 _DEVICES = DeviceNames(naming.port, naming.peering, naming.UPLINK)
@@ -31,6 +37,7 @@ class ReadNamespace(Protocol):
     tenant: Tenant
     netns: int
     stack: StackReader
+    nft: Nft
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,29 @@ class Interpreters:
             unknown = set[str]().union(*(each.unknown for each in (*inside, *above)))
             last = self._last[""] = _Last(stack, asked, Interpretation("", inside, above, unknown=unknown))
         return last.result
+
+    def trace(self, namespace: ReadNamespace, intent: TenantIntent, packet: TracedPacket) -> TracedWay:
+        """Follow a packet through a tenant's namespace."""
+        running = {port.index for port in intent.ports}
+        stack = namespace.stack.read(filters_bridged=call_in(namespace.netns, self._filters_bridged))
+        known = {packet.version: Boundaries(packet.version)}
+        told = view(intent, running, known, _DEVICES, self._translated)
+
+        def listing(family: str, table: str) -> str:
+            return namespace.nft.run(f"list table {family} {table}", _LISTED)
+
+        return trace_tenant(TenantInterpreter(stack, told), packet, listing)
+
+    def trace_host(self, tenant: Tenant, packet: TracedPacket) -> TracedWay:
+        """Follow a packet from or to a tenant's uplink through the host's namespace."""
+        assert self._reader is not None
+        uplink = self._uplink(tenant)
+        stack = self._reader.read(filters_bridged={})
+        interpreter = HostInterpreter(stack, [uplink], {packet.version: Boundaries(packet.version)})
+        if packet.source.place.kind == "tenant":
+            own = int(ip_address(dict(uplink.addresses)[packet.version]))
+            packet = packet._replace(source=packet.source._replace(address=NumberRange(own, own)))
+        return trace_host(interpreter, uplink, packet)
 
     def _uplink(self, tenant: Tenant) -> UplinkView:
         (_, four), (_, six) = self._naming.addresses(tenant.index)

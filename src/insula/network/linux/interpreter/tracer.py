@@ -1,0 +1,77 @@
+"""Follow one packet through the installed state: the interpreter with a single class of packets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from insula.network.interpreter.delivery import Delivery, NetworkPlace
+from insula.network.interpreter.machine import Passage
+from insula.network.interpreter.space import NumberRange, Space
+from insula.network.interpreter.tracing import TracedPacket, TracedRule, TracedWay
+from insula.network.linux.interpreter.forwarding import Forwarding
+from insula.network.linux.interpreter.host import HostInterpreter, UplinkView
+from insula.network.linux.interpreter.tenant import TenantInterpreter
+
+_HANDLE = re.compile(r"\s*(.*?) # handle (\d+)$")
+Listing = Callable[[str, str], str]
+"""Returns a table, by family and name, as nft lists it with handles."""
+
+
+def trace_tenant(interpreter: TenantInterpreter, packet: TracedPacket, listing: Listing) -> TracedWay:
+    """Follow a packet from a port, a peer or the uplink through the tenant's namespace."""
+    view = interpreter.view
+    run, delivery = _run(interpreter.run, packet)
+    device = next((d for d, place in interpreter.places.items() if place == packet.source.place), None)
+    link = interpreter.stack.by_name.get(device) if device else None
+    if packet.source.place.kind == "port":
+        if link is not None:
+            run.from_bridge_ports([link], view.owners[packet.version])
+    else:
+        run.from_devices([link])
+    return _way(run, delivery, lambda passage: _text(passage, listing))
+
+
+def trace_host(interpreter: HostInterpreter, uplink: UplinkView, packet: TracedPacket) -> TracedWay:
+    """Follow a packet from a tenant's uplink, or with the place ``outside`` from elsewhere, through the host. The
+    texts of the host's rules are not told: they are no tenant's."""
+    inward = packet.source.place.kind != "tenant"
+    run, delivery = _run(lambda d, trace: Forwarding(interpreter.stack, d, interpreter.places, trace=trace), packet)
+    run.from_devices([None if inward else interpreter.stack.by_name.get(uplink.device)])
+    if (here := delivery.ends.pop(NetworkPlace("router"), 0)) != 0:
+        delivery.add(NetworkPlace("host"), here)
+    return _way(run, delivery, lambda _: "")
+
+
+def _run(make: Callable[..., Forwarding], packet: TracedPacket) -> tuple[Forwarding, Delivery]:
+    space = Space(1, [NumberRange(packet.target, packet.target)], [packet.service])
+    delivery = Delivery(packet.version, [packet.source], space)
+    return make(delivery, trace=True), delivery
+
+
+def _way(run: Forwarding, delivery: Delivery, text: Callable[[Passage], str]) -> TracedWay:
+    rules = [
+        TracedRule(f"{passage.family} {passage.table} {passage.chain}", passage.verdict, text(passage))
+        for passage in run.machine.passages or ()
+    ]
+    return TracedWay(list(delivery.ends), list(_devices(run)), rules, sorted(delivery.unknown))
+
+
+def _devices(run: Forwarding) -> Iterator[str]:
+    """Yield the devices by which the router may send the packet on."""
+    known = set()
+    for _, hop, _ in run.routes:
+        link = run.stack.links.get(hop.device) if hop else None
+        if link and link.name not in known:
+            known.add(link.name)
+            yield link.name
+
+
+def _text(passage: Passage, listing: Listing) -> str:
+    if not passage.handle:
+        return "policy drop"
+    for line in listing(passage.family, passage.table).splitlines():
+        found = _HANDLE.match(line)
+        if found and int(found[2]) == passage.handle:
+            return found[1]
+    return ""
