@@ -24,7 +24,6 @@ SITES = [f"93.184.216.{n}" for n in range(1, 101)] + [f"2606:2800::{n:x}" for n 
 _CHAINS = """
 table inet t {
     chain grant { meta priority set 0xffff0001; }
-    chain closed_dns { }
     chain input {
         type filter hook input priority 0; policy drop;
         iifname "lo" accept
@@ -43,6 +42,8 @@ table inet t {
     }
     set open4 { type ipv4_addr; }
     SETS
+    set queries4 { type ipv4_addr; size 65535; flags dynamic; }
+    set queries6 { type ipv6_addr; size 65535; flags dynamic; }
     NAMES
 }
 """
@@ -96,7 +97,7 @@ class NamesWorld:
         with call_in(self.router, Nft) as nft:
             nft.run(
                 _CHAINS.replace("TO_GATE", name_rules.TO_GATE)
-                .replace("NAMES", name_rules.chains())
+                .replace("NAMES", name_rules.chains("limit rate over 400/second burst 400 packets"))
                 .replace("SETS", name_rules.sets())
             )
             nft.run(

@@ -123,6 +123,15 @@ class Traffic(NamedTuple):
 # -- probe points -----------------------------------------------------------------------------------------------
 
 
+class NameLease(NamedTuple):
+    """An address that an instance may reach, for the names that it has asked for, and for how many seconds."""
+
+    instance: str
+    address: str
+    names: tuple[str, ...]
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Station:
     """The probe point of an instance. `device` and `index` are those of the host's end of its port."""
@@ -222,6 +231,9 @@ class Fabric(Protocol):
 
         When this returns, they are in force for open connections too. The change is made as a whole or not at all.
         """
+
+    def leases(self, tenant: Tenant) -> Sequence[NameLease]:
+        """Return the addresses that instances may reach now because they have asked for names of policies. Failed."""
 
     def unplug(self, tenant: Tenant, network: Network, port: Port, nic: Nic | None = None, beside: Places = ()) -> None:
         """Remove the port, and its addresses from the instance's name; no error if they are gone.

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from insula.kernel.netlink.conntrack import ConntrackSocket
 from insula.kernel.netns import call_in
 from insula.network.names import edns, wire
 from insula.network.names.rules import ClientRules, DestinationRange, EgressRules, NameRule
@@ -28,7 +29,7 @@ from tests.support.internet import (
     query_of,
 )
 from tests.support.lab import isolated
-from tests.support.names_world import CLIENT4, GATEWAY4, GATEWAY6, SITES, NamesWorld, https
+from tests.support.names_world import CLIENT4, CLIENT6, GATEWAY4, GATEWAY6, SITES, NamesWorld, https
 from tests.support.wait import patiently
 
 SITE, OTHER, SITE6 = SITES[0], SITES[1], "2606:2800::1"
@@ -396,6 +397,22 @@ def test_a_rule_that_goes_closes_what_it_opened() -> None:
     assert not w.leased("checked4") and w.gates.leases("acme") == []
     denied = ask(w.client, "api.example.com")
     assert denied is not None and denied.rcode == wire.NXDOMAIN
+
+
+@isolated
+def test_connections_are_seen_by_which_leases_are_renewed() -> None:
+    w = world(https("*.example.com", PORT, 443))
+    TcpServer(w.internet, SITE, 443, echo)
+    for type_ in (wire.A, wire.AAAA):
+        ask(w.client, "api.example.com", type_)
+    with call_in(w.router, ConntrackSocket) as conntrack:
+        assert (CLIENT4, SITE) not in conntrack.pairs(4)
+        with call_in(w.client, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as checked:
+            checked.connect((SITE, 443))
+            assert (CLIENT4, SITE) in conntrack.pairs(4), "the proxy's connection is the client's"
+        assert (CLIENT6, SITE6) not in conntrack.pairs(6)
+        assert greeting(w.client, SITE6, PORT) == SITE6
+        assert (CLIENT6, SITE6) in conntrack.pairs(6)
 
 
 @isolated

@@ -33,7 +33,7 @@ def in_new_table(worlds: list[TenantIntent]) -> list[elements.SetContents]:
     def work() -> list[elements.SetContents]:
         found = []
         with Nft() as nft:
-            nft.run(f"table inet {TABLE} {{ {chains.sets()} {chains.chains()} }}")
+            nft.run(f"table inet {TABLE} {{ {chains.sets()} {chains.chains()} chain by_name {{ }}\n }}")
             socket = NftablesSocket()
             try:
                 for intent in worlds:

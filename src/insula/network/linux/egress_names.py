@@ -1,8 +1,8 @@
 """Egress by name in the fabric: which instances have rules with names, and which queries go to the gate.
 
 A change is made in this order. First the gate has the new rules in force: leases and checked connections that they
-forbid are gone. Then the sets of instances whose queries are redirected are changed. Policies follow, with the next
-epoch if something was taken back. So nothing that was taken back is open when a change is done.
+forbid are gone. Then the sets of instances whose queries are redirected are changed, and the next epoch begins. So what
+was taken back is closed for open connections too. Policies follow.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from insula.kernel.netlink.nftables import NftablesSocket, add_elements, delete_
 from insula.kernel.netns import call_in
 from insula.model.errors import Failed
 from insula.model.objects import Port, Tenant
+from insula.network.fabric import NameLease
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.linux import keys
+from insula.network.linux.epoch import Epoch
 from insula.network.linux.gates import NameGates
 from insula.network.names import elements
 from insula.network.names.compiler import egress_rules, has_names
-from insula.network.names.messages import LeaseListed
 from insula.network.names.rules import EgressRules
 
 _FAMILY: Final = "inet"
@@ -36,25 +37,63 @@ class EgressNames:
 
     def __init__(self, gates: NameGates, table: str, own: Sequence[str]) -> None:
         self._gates, self._table, self._own = gates, table, own
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # for the dictionaries
         self._intents: dict[str, TenantIntent] = {}  # the last of each tenant
+        self._named: dict[str, bool] = {}  # whether its policies have names: there may be a thousand
+        self._ports: dict[str, dict[int, Port]] = {}  # by tenant and index
         self._rules: dict[str, EgressRules] = {}  # that are in force, of tenants that have some
 
-    def apply(self, intent: TenantIntent, netns: int, servers: Sequence[str]) -> bool:
-        """Put the rules of a whole intent in force. Returns whether something may have been taken back. Failed.
+    def apply(self, intent: TenantIntent, netns: int, servers: Sequence[str]) -> None:
+        """Put the rules of a whole intent in force. Failed.
 
         `servers` are the upstream name servers, as "address#port".
         """
-        name = intent.tenant.name
         with self._lock:
-            self._intents[name] = intent
-            before = self._rules.get(name)
-        named = has_names(intent.policy.policies)
-        if not named and before is None and not self._gates.has_files(name):
-            return False
+            self._remember(intent)
+            self._ports[intent.tenant.name] = {port.index: port for port in intent.ports}
+        self._apply(intent.tenant.name, netns, servers)
+
+    def enforce(self, tenant: Tenant, policy: PolicyIntent, netns: int, servers: Sequence[str]) -> None:
+        """Put changed policies in force. Failed."""
+        with self._lock:
+            intent = self._intents.get(tenant.name) or TenantIntent(tenant=tenant)
+            self._remember(msgspec.structs.replace(intent, policy=policy))
+        self._apply(tenant.name, netns, servers)
+
+    def admit(self, port: Port, labels: Mapping[str, str], netns: int, servers: Sequence[str]) -> None:
+        """Put the rules of a port in force that is about to be plugged. Failed."""
+        with self._lock:
+            self._ports.setdefault(port.tenant, {})[port.index] = port
+            if not self._named.get(port.tenant):
+                return
+            intent = self._intents[port.tenant]
+            policy = msgspec.structs.replace(intent.policy, labels={**intent.policy.labels, port.instance: labels})
+            self._intents[port.tenant] = msgspec.structs.replace(intent, policy=policy)
+        self._apply(port.tenant, netns, servers)
+
+    def withdraw(self, port: Port, netns: int, servers: Sequence[str]) -> None:
+        """End the leases of a port that is unplugged: another instance may get its addresses. Failed."""
+        with self._lock:
+            self._ports.get(port.tenant, {}).pop(port.index, None)
+            rules = self._rules.get(port.tenant)
+            if rules is None or port.instance not in rules.clients:
+                return
+        self._apply(port.tenant, netns, servers)
+
+    def _remember(self, intent: TenantIntent) -> None:
+        self._intents[intent.tenant.name] = intent
+        self._named[intent.tenant.name] = has_names(intent.policy.policies)
+
+    def _apply(self, tenant: str, netns: int, servers: Sequence[str]) -> None:
+        with self._lock:
+            before = self._rules.get(tenant)
+            intent, ports = self._intents[tenant], [*self._ports.get(tenant, {}).values()]
+            named = self._named[tenant]
+        if before is None and not named and not self._gates.has_files(tenant):
+            return
         upstream = [(host, int(port)) for host, _, port in (each.partition("#") for each in servers)]
-        rules = egress_rules(intent, upstream, self._own)
-        changed = rules != before or (bool(rules.clients) and not self._gates.running(name, netns))
+        rules = egress_rules(msgspec.structs.replace(intent, ports=ports), upstream, self._own)
+        changed = rules != before or (bool(rules.clients) and not self._gates.running(tenant, netns))
         if changed:
             self._gates.apply(intent.tenant, netns, rules)
         try:
@@ -62,34 +101,22 @@ class EgressNames:
                 self._redirect(nftables, rules)
                 if not rules.clients:
                     self._forget_leases(nftables)
+                if changed:  # open connections are judged anew
+                    epoch = Epoch(nftables, self._table)
+                    epoch.is_valid()
+                    epoch.transact()
         except OSError as error:
-            raise Failed(f"names of tenant {name} can't be redirected: {error}", "run `insula doctor`") from error
+            raise Failed(f"names of tenant {tenant} can't be redirected: {error}", "run `insula doctor`") from error
         with self._lock:
             if rules.clients:
-                self._rules[name] = rules
+                self._rules[tenant] = rules
             else:
-                self._rules.pop(name, None)
-        return changed
+                self._rules.pop(tenant, None)
 
-    def admit(self, port: Port, labels: Mapping[str, str], netns: int, servers: Sequence[str]) -> None:
-        """Put the rules of a port in force that is about to be plugged. Failed."""
-        with self._lock:
-            intent = self._intents.get(port.tenant)
-        if intent is None or not has_names(intent.policy.policies):
-            return
-        others = [each for each in intent.ports if each.index != port.index]
-        policy = msgspec.structs.replace(intent.policy, labels={**intent.policy.labels, port.instance: labels})
-        self.apply(msgspec.structs.replace(intent, ports=[*others, port], policy=policy), netns, servers)
-
-    def enforce(self, tenant: Tenant, policy: PolicyIntent, netns: int, servers: Sequence[str]) -> bool:
-        """Put changed policies in force. As `apply`."""
-        with self._lock:
-            intent = self._intents.get(tenant.name) or TenantIntent(tenant=tenant)
-        return self.apply(msgspec.structs.replace(intent, policy=policy), netns, servers)
-
-    def leases(self, tenant: str) -> list[LeaseListed]:
+    def leases(self, tenant: str) -> list[NameLease]:
         """Return the leases of a tenant's instances. Failed."""
-        return self._gates.leases(tenant) if self._gates.has_files(tenant) else []
+        listed = self._gates.leases(tenant) if self._gates.has_files(tenant) else []
+        return [NameLease(each.instance, each.address, tuple(each.names), each.seconds) for each in listed]
 
     def drift(self, tenant: str, netns: int) -> list[str]:
         """Return differences between what is in force and what should be, as text."""
@@ -106,8 +133,8 @@ class EgressNames:
     def remove(self, tenant: str) -> None:
         """End the processes of a tenant, and forget its rules."""
         with self._lock:
-            self._intents.pop(tenant, None)
-            self._rules.pop(tenant, None)
+            for each in (self._intents, self._named, self._ports, self._rules):
+                each.pop(tenant, None)
         self._gates.remove(tenant)
 
     def tenants(self) -> list[str]:

@@ -20,7 +20,7 @@ from insula.kernel.nftables import Nft
 from insula.model.errors import Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.model.routers import Router, RouterStatus
-from insula.network.fabric import Installed, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
+from insula.network.fabric import Installed, NameLease, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries
@@ -43,6 +43,8 @@ from insula.network.linux import (
 )
 from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion
+from insula.network.linux.egress_names import EgressNames
+from insula.network.linux.gates import NameGates
 from insula.network.linux.guarantees.shaper import Shaper
 from insula.network.linux.guests import GuestServer
 from insula.network.linux.interpreter.interpreters import Interpreters
@@ -58,8 +60,6 @@ from insula.network.linux.tenant import NO_LABELS, TenantNamespace, recording
 from insula.network.linux.underlay import Members, Underlay
 
 log = logging.getLogger("insula.network")
-_BINDS = 0.2  # seconds within which dnsmasq listens at a gateway that was announced
-_STARTS = 5
 
 
 class LinuxFabric:
@@ -93,6 +93,7 @@ class LinuxFabric:
         self._procfs = sysctl.Procfs()
         self._servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
         self._resolver = TenantResolvers(resolver.reachable_directory(run, prefix), groups)
+        self._names = EgressNames(NameGates(self._run / "names", prefix, groups), prefix, (range4, range6))
         self._tenants: dict[str, TenantNamespace] = {}
         self.shaper = Shaper(self.naming)
         self._peers = Peers(self.naming, self._records)
@@ -222,12 +223,14 @@ class LinuxFabric:
                 starting.enter_context(self._resolver.ensuring(tenant, namespace.netns, self._upstream(tenant), closed))
             with recording(errors, "tenant"):
                 namespace.ensure(host, ipv6=self._ipv6)
+            with recording(errors, "egress by name"):
+                self._names.apply(intent, namespace.netns, self._upstream(tenant))
             made = namespace.apply(intent, self._prepare, self._members, errors)
         with recording(errors, "guarantees"):
             self.shaper.apply(host, namespace, intent)
         with recording(errors, "tenant"):
             for network in made:
-                self._await_resolver(namespace, network)
+                self._resolver.await_network(tenant, namespace.netns, self._upstream(tenant), network)
         self._peers.apply(namespace, intent, errors)
         with recording(errors, "outside"):
             if self._outside:
@@ -236,25 +239,6 @@ class LinuxFabric:
             self._resolver.set_names(tenant, {**intent.names, **self._peers.names(intent)})
         self._deletion.wake(namespace)
         return errors
-
-    def _await_resolver(self, namespace: TenantNamespace, network: Network) -> None:
-        """Return when the resolver answers at a new gateway. If it doesn't, it is started again.
-
-        dnsmasq (`--bind-dynamic`) listens at an address when the kernel announces it. Once in some ten times it does
-        not, and announcements that follow don't change that; when it starts, it listens at all that are there.
-        """
-        tenant, gateways = namespace.tenant, [each for each in (network.gateway, network.gateway6) if each]
-
-        def answers() -> bool:
-            return all(resolver.answers(each, tenant.name, _BINDS) for each in gateways)
-
-        for _ in range(_STARTS):
-            if call_in(namespace.netns, answers):
-                return
-            log.info("the resolver of tenant %s does not listen at %s, and is started again", tenant.name, gateways)
-            self._resolver.stop(tenant.name)
-            with self._resolver.ensuring(tenant, namespace.netns, self._upstream(tenant)):
-                pass
 
     def _prepare(self, network: Network) -> None:
         """Enable forwarding on the host as the network needs it. Unavailable if the host can't."""
@@ -272,6 +256,7 @@ class LinuxFabric:
     def _remove_tenant(self, name: str, index: int) -> None:
         host, _ = self._handles()
         self._resolver.remove(name)
+        self._names.remove(name)
         with self._lock:
             namespace = self._tenants.pop(name, None)
         if namespace:
@@ -339,7 +324,9 @@ class LinuxFabric:
             kind = "a tap device" if isinstance(nic, TapNic) else "a virtual function"
             raise Unavailable(f"{port.instance} has {kind}, which the linux fabric does not support", "use a container")
         self._check_recorded(tenant)
-        (namespace := self._tenant(tenant)).plug(network, port, nic.fd, beside, labels)
+        namespace = self._tenant(tenant)
+        self._names.admit(port, labels, namespace.netns, self._upstream(tenant))
+        namespace.plug(network, port, nic.fd, beside, labels)
         self.shaper.plugged(namespace, port)
         self._resolver.add_name(tenant, port.instance, addresses(port))
         for peer, name in self._peers.names_beyond(tenant, port):
@@ -348,7 +335,14 @@ class LinuxFabric:
     @about_tenant
     def enforce(self, tenant: Tenant, policy: PolicyIntent) -> None:
         """Change set elements and begin the next epoch, in one transaction."""
-        self._tenant(tenant).policy.replace(policy)
+        namespace = self._tenant(tenant)
+        self._names.enforce(tenant, policy, namespace.netns, self._upstream(tenant))
+        namespace.policy.replace(policy)
+
+    @about_tenant
+    def leases(self, tenant: Tenant) -> Sequence[NameLease]:
+        """Ask the tenant's lessor."""
+        return self._names.leases(tenant.name)
 
     @about_tenant
     def unplug(self, tenant: Tenant, network: Network, port: Port, nic: Nic | None = None, beside: Places = ()) -> None:
@@ -363,6 +357,7 @@ class LinuxFabric:
             else:
                 namespace.unplug(network, port)
             self._deletion.wake(namespace)
+            self._names.withdraw(port, namespace.netns, self._upstream(tenant))
 
     @about_tenant
     def egress(self, tenant: Tenant) -> int:
@@ -405,6 +400,7 @@ class LinuxFabric:
         found.drift.extend(self.shaper.drift(self._handles()[0], tenant.index))
         if not self._resolver.running(tenant, namespace.netns, self._upstream(tenant)):
             found.drift.append("the resolver does not run")
+        found.drift.extend(self._names.drift(tenant.name, namespace.netns))
         return found
 
     @about_tenant
@@ -469,9 +465,10 @@ class LinuxFabric:
             if name not in wanted or wanted[name].index != index:
                 with turn(name):
                     self._remove_tenant(name, index)
-        for name in set(self._resolver.tenants()) - set(wanted):
+        for name in {*self._resolver.tenants(), *self._names.tenants()} - set(wanted):
             with turn(name):
                 self._resolver.remove(name)
+                self._names.remove(name)
         indices = {tenant.index for tenant in wanted.values()}
         self.shaper.sweep(host, indices)
         for link in host.links():

@@ -197,11 +197,8 @@ class NameGates:
 
     def _order(self, tenant: str, order: SetRules | ListLeases, *, missing_ok: bool = False) -> ControlReply:
         """Send an order to the tenant's lessor, and return its reply. Failed."""
-        path = str(self._directory / tenant / "control")
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, sock.makefile("rb") as incoming:
-                sock.settimeout(_TIMEOUT)
-                sock.connect(path)
+            with _connected(self._directory / tenant) as sock, sock.makefile("rb") as incoming:
                 sock.sendall(encode(order))
                 data = incoming.read(int.from_bytes(incoming.read(4), "big"))
             reply = msgspec.json.decode(data, type=ControlReply)
@@ -219,6 +216,21 @@ class NameGates:
 @functools.cache
 def _system_calls(is_gate: bool) -> bytes:
     return process.system_calls(is_gate=is_gate)
+
+
+def _connected(directory: Path) -> socket.socket:
+    """Return a connection with the lessor whose socket is in this directory. OSError."""
+    number = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(_TIMEOUT)
+        sock.connect(f"/proc/self/fd/{number}/control")  # a socket's path has at most 107 bytes
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.close(number)
+    return sock
 
 
 def _version() -> str:

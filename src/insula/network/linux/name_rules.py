@@ -45,7 +45,8 @@ _CHAINS: Final = f"""
         ip6 saddr . ip6 daddr . tcp dport @checked6 dnat ip6 to [{ADDRESS6}]:{PROXY_PORT}
     }}
     chain to_gate {{
-        meta l4proto {{ tcp, udp }} th dport {DNS_PORT} jump policy_dns
+        udp dport {DNS_PORT} update @queries4 {{ ip saddr ASKED }} drop
+        udp dport {DNS_PORT} update @queries6 {{ ip6 saddr ASKED }} drop
         udp dport {DNS_PORT} limit rate over {QUERIES}/second burst {QUERIES} packets drop
         meta l4proto {{ tcp, udp }} th dport {DNS_PORT} accept
         tcp dport {PROXY_PORT} accept
@@ -90,9 +91,10 @@ def sets() -> str:
     return _SETS
 
 
-def chains() -> str:
-    """Return the chains; `grant` and `policy_dns`, to which they go, are among those of policies."""
-    found = _CHAINS
+def chains(asked: str) -> str:
+    """Return the chains; `grant`, to which they go, is among those of policies. `asked` is the limit
+    of an instance's queries."""
+    found = _CHAINS.replace("ASKED", asked)
     for version, ip in ((4, "ip"), (6, "ip6")):
         found = found.replace(f"TUPLE{version}", f"ct original {ip} saddr . ct reply {ip} saddr")
     return found

@@ -8,12 +8,18 @@ while the tenant has such a network.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from insula.model.objects import Tenant
+from insula.kernel.netns import call_in
+from insula.model.objects import Network, Tenant
 from insula.network.linux.gateway_rules import CLOSED_DNS_PORT
-from insula.network.linux.resolver import Resolver
+from insula.network.linux.resolver import Resolver, answers
+
+log = logging.getLogger("insula.network")
+_BINDS = 0.2  # seconds within which dnsmasq listens at a gateway that was announced
+_STARTS = 5
 
 
 class TenantResolvers:
@@ -39,6 +45,25 @@ class TenantResolvers:
             elif closed or self._closed.knows(tenant.name):
                 starting.enter_context(self._closed.ensuring(tenant, netns, ()))
             yield
+
+    def await_network(self, tenant: Tenant, netns: int, servers: Sequence[str], network: Network) -> None:
+        """Return when the resolver answers at a new gateway. If it doesn't, it is started again.
+
+        dnsmasq (`--bind-dynamic`) listens at an address when the kernel announces it. Once in some ten times it does
+        not, and announcements that follow don't change that; when it starts, it listens at all that are there.
+        """
+        gateways = [each for each in (network.gateway, network.gateway6) if each]
+
+        def answer() -> bool:
+            return all(answers(each, tenant.name, _BINDS) for each in gateways)
+
+        for _ in range(_STARTS):
+            if call_in(netns, answer):
+                return
+            log.info("the resolver of tenant %s does not listen at %s, and is started again", tenant.name, gateways)
+            self.stop(tenant.name)
+            with self.ensuring(tenant, netns, servers):
+                pass
 
     def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
         """Replace all names of a tenant."""

@@ -32,7 +32,7 @@ from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
 from insula.network.addresses import gateway_mac, link_local
 from insula.network.intent import RemotePort
-from insula.network.linux import gateway_rules, keys, naming
+from insula.network.linux import gateway_rules, keys, name_rules, naming
 from insula.network.linux.policy import chains as policy
 from insula.network.packets import DSCP
 
@@ -147,6 +147,7 @@ table inet {table} {{
     set egress_sent {{ typeof meta nfproto; counter; }}
     set egress_received {{ typeof meta nfproto; counter; }}
     {policy_sets}
+    {name_sets}
 
     chain from_egress {{
         type filter hook prerouting priority 0; policy accept;
@@ -167,6 +168,7 @@ table inet {table} {{
         iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         iifname @bridges icmpv6 type nd-router-solicit goto guests
         iifname @bridges udp sport . udp dport {{ 68 . 67, 546 . 547 }} goto guests
+        {to_gate}
         iifname . ip daddr @gateways4 goto services
         iifname . ip6 daddr @gateways6 goto services
         icmp type echo-request iifname . ip daddr @routed4 accept comment "gateways beyond a router"
@@ -230,6 +232,7 @@ table inet {table} {{
         reject with icmpx admin-prohibited
     }}
     {policy_chains}
+    {name_chains}
     chain egress_forward {{
         ct state new ct count over {connections} drop
         ip daddr {{ 169.254.0.0/16, {metadata4} }} reject with icmpx admin-prohibited
@@ -258,6 +261,7 @@ addresses."""
 
 def tenant_rules(table: str) -> str:
     """Return the rules of both tables in a tenant's namespace."""
+    asked = f"limit rate over {DNS_QUERIES_EACH}/second burst {DNS_QUERIES_EACH} packets"
     return gateway_rules.text(table) + _TENANT.format(
         table=table,
         uplink=naming.UPLINK,
@@ -267,7 +271,7 @@ def tenant_rules(table: str) -> str:
         connections=CONNECTIONS,
         each=CONNECTIONS_EACH,
         groups=f"limit rate over {GROUP_FRAMES}/second burst {GROUP_BURST} packets",
-        asked=f"limit rate over {DNS_QUERIES_EACH}/second burst {DNS_QUERIES_EACH} packets",
+        asked=asked,
         queries=DNS_QUERIES,
         connects=DNS_CONNECTIONS,
         closed_dns=gateway_rules.CLOSED_DNS_PORT,
@@ -276,6 +280,9 @@ def tenant_rules(table: str) -> str:
         errors=ERRORS,
         policy_sets=policy.sets(),
         policy_chains=policy.chains(),
+        name_sets=name_rules.sets(),
+        name_chains=name_rules.chains(asked),
+        to_gate=name_rules.TO_GATE,
     )
 
 

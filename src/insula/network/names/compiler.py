@@ -40,9 +40,11 @@ _DNS = 53
 
 def egress_rules(intent: TenantIntent, servers: Sequence[tuple[str, int]], own: Sequence[str]) -> EgressRules:
     """Return the rules of all instances that have any. `servers` are the upstream name servers, and `own` are ranges of
-    the host that names must not lead to, beside the tenant's subnets."""
+    the host that names must not lead to, beside the tenant's subnets. Ports on networks without a way out have none."""
     clients: dict[str, ClientRules] = {}
-    for instance, addresses in _instances(intent.ports).items():
+    closed = {network.name for network in intent.networks if network.outbound == "none"}
+    ports = [port for port in intent.ports if port.network not in closed]
+    for instance, addresses in _instances(ports).items():
         if client := client_rules(intent.policy, intent.policy.labels.get(instance, {}), addresses):
             clients[instance] = client
     if not clients:
@@ -59,8 +61,11 @@ def egress_rules(intent: TenantIntent, servers: Sequence[tuple[str, int]], own: 
 
 
 def client_rules(policy: PolicyIntent, labels: Mapping[str, str], addresses: Iterable[str]) -> ClientRules | None:
-    """Return the rules of an instance with these labels and addresses; None if no rule with a name concerns it."""
+    """Return the rules of an instance with these labels and addresses; None if no rule with a name concerns it, or a
+    policy closes DNS to it."""
     concerning = [each for each in policy.policies if _concerns(each, labels)]
+    if not all(each.dns for each in concerning):
+        return None
     rules = [rule for each in concerning for rule in each.rules if rule.direction == "out"]
     names = dict.fromkeys(found for rule in rules for found in _name_rules(rule))
     if not names:

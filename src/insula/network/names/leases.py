@@ -24,6 +24,7 @@ RENEWED: Final = 180.0  # seconds that a lease has left at least after a sweep t
 SLACK: Final = 5.0  # seconds by which a lease may be shorter: a name that is asked for all the time changes no element
 PER_NAME: Final = 1_000  # addresses of a name, for each instance
 PER_CLIENT: Final = 10_000  # addresses of an instance
+PER_TENANT: Final = 200_000  # addresses of all instances together; then no more are leased
 
 
 @dataclass
@@ -92,12 +93,14 @@ class Leases:
     def grant(self, client: str, names: list[str], addresses: Iterable[str], ttl: float) -> LeaseChange | None:
         """Lease addresses to a client for the first of `names`; the others are its aliases.
 
-        Returns None if the client's rules don't allow the name or one of the addresses.
+        Returns None if the client's rules don't allow the name or one of the addresses, or there are too many leases.
         """
         rules = self.rules.clients.get(client)
         matching = rules.matching(names[0]) if rules and names else []
         addresses = list(addresses)
         if rules is None or not matching or not all(may_lease(self.rules, rules, each) for each in addresses):
+            return None
+        if sum(map(len, self._leases.values())) > PER_TENANT:
             return None
         change, expires = LeaseChange(), self._clock() + max(ttl, LEAST) + GRACE
         for address in addresses:

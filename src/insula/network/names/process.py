@@ -158,7 +158,10 @@ def _control_socket(path: str) -> socket.socket:
         os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     os.umask(0o077)
-    sock.bind(path)
+    directory, name = os.path.split(path)
+    os.chdir(directory)  # a socket's path has at most 107 bytes
+    sock.bind(name)
+    os.chdir("/")
     sock.listen(16)
     return sock
 

@@ -147,6 +147,8 @@ _CHAINS = f"""
         meta priority set meta mark map @to_all_out
         jump granted
         meta priority {GRANTED:#x} goto policy_in
+        jump by_name
+        meta priority {GRANTED:#x} goto policy_in
         goto refused
     }}
     chain policy_in {{
@@ -198,6 +200,7 @@ _CHAINS = f"""
         meta mark set ip6 saddr map @subject_ranges6
         meta mark set ip saddr map @subjects4
         meta mark set ip6 saddr map @subjects6
+        ip6 saddr fe80::/10 drop comment "whose it is can't be looked up"
         meta mark @without_dns goto refused
         meta mark set 0
     }}

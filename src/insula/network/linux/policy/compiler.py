@@ -39,6 +39,7 @@ from insula.network.linux.policy.classes import (
 )
 from insula.network.linux.policy.numbers import class_numbers, port_set_numbers
 from insula.network.linux.policy.port_sets import PortSet, port_set, text_of, union
+from insula.network.names.compiler import has_names
 
 DIRECTIONS: Sequence[Direction] = ("out", "in")
 
@@ -153,7 +154,8 @@ class Compiler:
         every = [ports for each in (*enforced.values(), *audited.values()) for ports in each.port_sets()]
         by_text = port_set_numbers({text_of(ports) for ports in every})
         numbers = {ports: by_text[text_of(ports)] for ports in every}
-        deaf = [p for p in self._policies if not p.audit and not p.dns and "out" in p.directions]
+        # with names, queries are redirected (`linux.name_rules`), and those that are not must not get here
+        deaf = [p for p in self._policies if not p.audit and "out" in p.directions and (not p.dns or has_names([p]))]
         return Compiled(
             subjects={address: self._numbers[kind] for address, kind in self._address_classes.items()},
             pieces=[(piece, self._numbers[piece.kind]) for piece in self._ranges.pieces],
