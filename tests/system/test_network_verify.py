@@ -76,7 +76,7 @@ def test_networks_that_a_router_joins_reach_each_other() -> None:
         cloud.network("globex", "10.3.0.0/24", name="shut", outbound="none")
         cloud.instance("globex", "shut", "shut")
         cloud.router("acme", "net", "back", routes={"172.16.0.0/12": "10.0.0.2"})
-        cloud.router("globex", "net", "shut")
+        cloud.router("globex", "net", "shut", routes={"0.0.0.0/0": "10.0.0.3"})
         found = report(cloud)
         assert found.drift == [] and wrong(found) == set() and found.passed
         for pair in [
@@ -86,7 +86,7 @@ def test_networks_that_a_router_joins_reach_each_other() -> None:
             assert cell(found, *pair).probed is True, pair
         for pair in [
             ("acme/web", "acme/apart"), ("acme/apart", "acme/back"), ("acme/web", "acme/gateway:apart"),
-            ("globex/shut", "outside"),
+            ("globex/shut", "outside"), ("globex/web", "outside"),
         ]:  # fmt: skip
             assert cell(found, *pair).probed is False, pair
 

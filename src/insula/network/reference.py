@@ -165,8 +165,8 @@ class ReferenceModel:
         """Return where packets of a port to these addresses end; None if nowhere."""
         joined = self._joined(mine.network)
         owner = owners.get(range_.low) if range_.low == range_.high else None
-        if owner is not None:
-            return place_of(owner) if owner.network in joined else None
+        if owner is not None and owner.network in joined:
+            return place_of(owner)
         if any(subnet and overlap(subnet, range_) for subnet in map(self.subnet, joined.values())):
             return None
         for peering in self.intent.peerings:
@@ -184,8 +184,17 @@ class ReferenceModel:
             return self._outside.has(range_)
         if place.kind == "peer":
             return not self._outside.is_special(range_)
+        if range_.low in self._own():
+            return False
         running = {place_of(port) for port in owners.values() if port.index in self._running}
         return place != place_of(mine) and place in running and not self._outside.is_special(range_)
+
+    def _own(self) -> set[int]:
+        """Return the addresses of gateways and of whole subnets, also of networks that are apart: a static route need
+        not reach these."""
+        networks = self._networks.values()
+        ends = (each for network in networks if (subnet := self.subnet(network)) for each in subnet)
+        return {*ends, *(each for network in networks if (each := self.gateway(network)) is not None)}
 
     def _joined(self, network: str) -> dict[str, Network]:
         """Return the networks that instances of a network reach: it, and those of its router."""

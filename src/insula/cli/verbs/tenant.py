@@ -98,6 +98,7 @@ def show(arguments: Arguments) -> int:
     parts = {
         "labels": [f"{label}={value}" for label, value in tenant["labels"].items()],
         "networks": [each["network"]["name"] for each in client.networks.list(arguments.name)],
+        "routers": [each["router"]["name"] for each in client.routers.list(arguments.name)],
         "instances": [each["instance"]["name"] for each in client.instances.list(arguments.name)],
     }
     for what, names in parts.items():
@@ -169,7 +170,7 @@ COMMANDS = {
     ),
     "rm": Command(
         each(rm),
-        "Remove tenants that have no instances, networks and images of their own.",
+        "Remove tenants that have no instances, networks, routers and images of their own.",
         "NAME...",
         [Option("-f --force", "kill and remove everything that they have first")],
         complete=_NAME,
