@@ -80,11 +80,35 @@ class RemotePort(Struct, kw_only=True):
     host: str
 
 
+class ConsumedService(Struct, kw_only=True):
+    """A service endpoint of a tenant: addresses in its own `network` that are one port of an instance of the peer.
+
+    `number` tells the services of a peering apart.
+    """
+
+    number: int
+    network: str
+    addresses: Sequence[str]
+    protocol: Literal["tcp", "udp"]
+    port: int
+
+
+class ProvidedService(Struct, kw_only=True):
+    """What a service endpoint of the peer leads to: a port of an instance, with its addresses."""
+
+    number: int
+    addresses: Sequence[str]
+    protocol: Literal["tcp", "udp"]
+    port: int
+
+
 class PeeringIntent(Struct, kw_only=True):
     """A peering with the tenant `peer`, as this tenant sees it. `index` is unique on this cloud.
 
     `networks` are the names of this tenant's networks in it, and `allow` the ports there that the peer may open
     connections to. `others` are the peer's networks. `names` are the peer's instances there, with their addresses.
+    Unless `routed`, the two sides may have the same addresses, and reach each other by service endpoints only:
+    `consumes` are this tenant's, `provides` what those of the peer lead to.
     """
 
     index: int
@@ -94,6 +118,9 @@ class PeeringIntent(Struct, kw_only=True):
     allow: Sequence[PortMatch] = ()
     others: Sequence[Network] = ()
     names: Mapping[str, Sequence[str]] = {}
+    routed: bool = True
+    consumes: Sequence[ConsumedService] = ()
+    provides: Sequence[ProvidedService] = ()
 
 
 class TenantIntent(Struct, kw_only=True):

@@ -53,10 +53,11 @@ from insula.network.linux.neighbours import enlarge_tables
 from insula.network.linux.outside.host import HostOutside
 from insula.network.linux.peers import Peers
 from insula.network.linux.records import TenantRecords
+from insula.network.linux.reporting import recording
 from insula.network.linux.resolvers import TenantResolvers
 from insula.network.linux.state import addresses
 from insula.network.linux.sysctl import HostSettings
-from insula.network.linux.tenant import NO_LABELS, TenantNamespace, recording
+from insula.network.linux.tenant import NO_LABELS, TenantNamespace
 from insula.network.linux.underlay import Members, Underlay
 
 log = logging.getLogger("insula.network")

@@ -24,7 +24,7 @@ from insula.model.objects import Network
 from insula.model.policies import PortMatch
 from insula.network.addresses import peering_mac
 from insula.network.intent import PeeringIntent
-from insula.network.linux import naming, sysctl
+from insula.network.linux import naming, sysctl, transit
 from insula.network.routes import is_within, subnets
 
 HOP4: Final = "169.254.127.1"  # of all peerings: link-local addresses belong to one device
@@ -37,12 +37,16 @@ _TRIES: Final = 5
 
 @dataclass(frozen=True)
 class PeeringEnd:
-    """One tenant's end of a peering: its namespace, a socket there, its networks in the peering, and those beyond."""
+    """One tenant's end of a peering: its namespace, a socket there, its networks in the peering, and those beyond.
+
+    `transit` are the subnets of the peering's transit addresses, if it has service endpoints (transit.py).
+    """
 
     netns: int
     rtnl: Rtnl
     networks: Sequence[Network]
     others: Sequence[Network]
+    transit: Sequence[str] = ()
 
 
 def ensure(index: int, here: PeeringEnd, there: PeeringEnd, *, first: bool) -> None:
@@ -69,7 +73,7 @@ def ensure(index: int, here: PeeringEnd, there: PeeringEnd, *, first: bool) -> N
 
 
 def _configure(name: str, link: Link, end: PeeringEnd, mac: str, other: str) -> None:
-    six = _has_ipv6(end)
+    six = _has_ipv6(end) or any(":" in subnet for subnet in end.transit)
     settings = {"disable_ipv6": "0" if six else "1", "accept_ra": "0"}
     call_in(end.netns, lambda: sysctl.write({f"ipv6/conf/{name}/{key}": value for key, value in settings.items()}))
     if (link.up, link.mac, link.mtu) != (True, mac, MTU):
@@ -105,6 +109,11 @@ def _routes(index: int, end: PeeringEnd) -> Iterator[Route]:
     own = [each for network in end.networks for each in (network.gateway, network.gateway6) if each in present]
     source = next((address for address in own if ":" not in address), None)
     source6 = next((address for address in own if ":" in address), None)
+    for subnet in map(ip_network, end.transit):
+        if subnet.version == 4:
+            yield Route(RT_TABLE_MAIN, str(subnet), HOP4, index, source)
+        else:
+            yield Route(RT_TABLE_MAIN, str(subnet), HOP6, index, source6)
     for network in end.others:
         for subnet in subnets(network):
             if subnet.version == 4:
@@ -126,13 +135,14 @@ def elements(networks: Mapping[str, Network], peerings: Iterable[PeeringIntent])
         device = naming.peering(peering.index)
         for network in (networks[name] for name in peering.networks if name in networks):
             bridge = naming.bridge(network.index)
-            paths += [(bridge, device), *([(device, bridge)] if peering.allow else [])]
+            paths += [*([(bridge, device)] if peering.routed else []), *([(device, bridge)] if peering.allow else [])]
         for match in peering.allow:
             if match.port is None:
                 protocols |= {(device, protocol) for protocol in _protocols(match)}
             else:
                 numbers = range(match.port, (match.end_port or match.port) + 1)
                 ports |= {(device, match.protocol, str(number)) for number in numbers}
+        paths += transit.paths(networks, peering)
     return {"inet paths": paths, "inet peer_protocols": sorted(protocols), "inet peer_ports": sorted(ports)}
 
 

@@ -6,15 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in
 from insula.model.errors import InsulaError
 from insula.model.objects import Port, Tenant
 from insula.model.peerings import DOMAIN
 from insula.network.intent import PeeringIntent, TenantIntent
-from insula.network.linux import namespaces, peering
+from insula.network.linux import namespaces, peering, transit
 from insula.network.linux.naming import Naming
 from insula.network.linux.records import TenantRecords
-from insula.network.linux.tenant import TenantNamespace, recording
+from insula.network.linux.reporting import recording
+from insula.network.linux.tenant import TenantNamespace
 
 
 class Peers:
@@ -31,6 +33,12 @@ class Peers:
             with recording(errors, f"peering {each.name}"):
                 self._join(namespace, intent, each)
         self._peerings[intent.tenant.name] = intent.peerings
+        with recording(errors, "endpoints"), call_in(namespace.netns, NftablesSocket) as nftables:
+            networks = {network.name: network for network in intent.networks}
+            want = transit.wanted(intent.tenant.name, networks, intent.peerings, self._naming.range6)
+            changed = transit.apply(namespace.nft, nftables, self._naming.prefix, want, self._naming.range6)
+            if changed:
+                call_in(namespace.netns, lambda: transit.cut(changed))
 
     def forget(self, tenant: str) -> None:
         self._peerings.pop(tenant, None)
@@ -56,8 +64,11 @@ class Peers:
         try:
             own = [network for network in intent.networks if network.name in joined.networks]
             with call_in(netns, Rtnl) as rtnl:
-                here = peering.PeeringEnd(namespace.netns, namespace.rtnl, own, joined.others)
-                there = peering.PeeringEnd(netns, rtnl, joined.others, own)
+                beyond, back = (joined.others, own) if joined.routed else ((), ())
+                has_services = joined.consumes or joined.provides
+                between = transit.subnets(joined.index, self._naming.range6) if has_services else ()
+                here = peering.PeeringEnd(namespace.netns, namespace.rtnl, own, beyond, between)
+                there = peering.PeeringEnd(netns, rtnl, joined.others, back, between)
                 peering.ensure(joined.index, here, there, first=intent.tenant.name < joined.peer.name)
         finally:
             os.close(netns)

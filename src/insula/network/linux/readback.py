@@ -19,7 +19,7 @@ from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.network.addresses import gateway_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
-from insula.network.linux import naming, overlay, rules, sysctl
+from insula.network.linux import naming, overlay, rules, sysctl, transit
 from insula.network.linux.deletion import is_gone
 from insula.network.linux.tenant import FAMILIES, TenantNamespace
 
@@ -34,6 +34,8 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
             addresses[address.index].append(address.address)
     forwarding = namespace.rtnl.neighbours(socket.AF_BRIDGE)
     routes = namespace.rtnl.routes()
+    services = transit.ServiceState(namespace.netns, namespace.nft, namespace.naming)
+    _leave_out(addresses, links, services.endpoints())
     networks = [
         msgspec.structs.replace(
             _network(index, link, addresses[link.index], links.get(naming.vxlan_index(index)), forwarding),
@@ -56,6 +58,7 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
         *_port_drift(ports, links, forwarding, elements),
         *_overlay_drift(namespace, links, forwarding, elements),
         *_peering_drift(namespace, links),
+        *services.drift(),
         *_orphans(links, elements),
         *namespace.policy.drift(),
     ]
@@ -80,6 +83,13 @@ def rule_drift(nft: Nft, table: str, families: tuple[str, ...], wanted: str) -> 
             if was[i:j] != now[k:m]:
                 yield from (f"rule missing in {family} {table}: {line}" for line in was[i:j])
                 yield from (f"rule added in {family} {table}: {line}" for line in now[k:m])
+
+
+def _leave_out(addresses: dict[int, list[str]], links: dict[int, Link], endpoints: dict[str, set[str]]) -> None:
+    """Leave out the addresses of service endpoints, which bridges have beside those of gateways."""
+    for link in links.values():
+        mine = endpoints.get(link.name, set())
+        addresses[link.index] = [each for each in addresses[link.index] if each.partition("/")[0] not in mine]
 
 
 def _network(
@@ -264,8 +274,6 @@ def _peering_drift(namespace: TenantNamespace, links: dict[int, Link]) -> Iterat
             for entry in namespace.rtnl.neighbours(family)
             if entry.permanent and entry.index == link.index
         }
-        if not hops:
-            yield f"no route leads through {link.name}"
         for hop in sorted(map(str, hops - known)):
             yield f"next hop {hop} of {link.name} is unknown"
 

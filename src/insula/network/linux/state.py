@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import socket
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -95,9 +95,10 @@ def uplink(state: InstalledState, wanted: Iterable[str]) -> list[Request]:
     return [netlink.delete_address(link.index, each) for each in others] if link else []
 
 
-def bridge(state: InstalledState, network: Network) -> list[Request]:
+def bridge(state: InstalledState, network: Network, endpoints: Sequence[str] = ()) -> list[Request]:
     """Return requests for a network's bridge, which exists and has the right index: properties and addresses."""
-    index, mac, wanted = naming.bridge_index(network.index), gateway_mac(network.index), gateways(network)
+    index, mac = naming.bridge_index(network.index), gateway_mac(network.index)
+    wanted = [*gateways(network), *(f"{each}/{128 if ':' in each else 32}" for each in endpoints)]
     link, present = state.links.get(naming.bridge(network.index)), state.addresses.get(index, set())
     found = []
     if not link or (link.up, link.mac, link.mtu, link.alias) != (True, mac, network.mtu, network.name):

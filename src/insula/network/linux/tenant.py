@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -20,13 +20,24 @@ from insula.kernel.netlink import NetlinkError, Rtnl
 from insula.kernel.netlink.nftables import ElementCounter, NftablesSocket
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
-from insula.model.errors import Conflict, Failed, InsulaError
+from insula.model.errors import Conflict, InsulaError
 from insula.model.objects import Network, Port, Tenant
 from insula.model.routers import Router
 from insula.network.addresses import gateway_mac, uplink_mac
 from insula.network.fabric import Places, Traffic, TrafficCounter
 from insula.network.intent import TenantIntent
-from insula.network.linux import interfaces, naming, neighbours, overlay, peering, routing, rules, state, sysctl
+from insula.network.linux import (
+    interfaces,
+    naming,
+    neighbours,
+    overlay,
+    peering,
+    routing,
+    rules,
+    state,
+    sysctl,
+    transit,
+)
 from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.guests import GuestServer
@@ -35,6 +46,7 @@ from insula.network.linux.interpreter.stack import StackReader
 from insula.network.linux.naming import Naming
 from insula.network.linux.outside.tenant import TenantOutside
 from insula.network.linux.policy.state import NO_CHANGE, InstalledPolicy, PolicyChange
+from insula.network.linux.reporting import recording, reported
 from insula.network.linux.state import InstalledState, addresses
 from insula.network.linux.underlay import Members
 from insula.network.packets import announcement
@@ -169,11 +181,12 @@ class TenantNamespace:
         with recording(errors, "leftovers"):
             self._remove_leftovers(intent, now)
         networks = {network.name: network for network in intent.networks}
+        endpoints = transit.addresses(networks, intent.peerings)
         made: list[Network] = []
         for network in intent.networks:
             with recording(errors, f"network {network.name}"):
                 prepare(network)
-                if self._apply_network(network, now):
+                if self._apply_network(network, now, endpoints.get(naming.bridge_index(network.index), ())):
                     made.append(network)
             if f"network {network.name}" in errors:
                 del networks[network.name]
@@ -230,8 +243,8 @@ class TenantNamespace:
                 if address not in known:
                     self.rtnl.execute(netlink.delete_neighbour(index, address))
 
-    def _apply_network(self, network: Network, now: InstalledState) -> bool:
-        """Make or repair the bridge. Returns whether it was made."""
+    def _apply_network(self, network: Network, now: InstalledState, endpoints: Sequence[str]) -> bool:
+        """Make or repair the bridge, which answers for service endpoints as well. Returns whether it was made."""
         name, index = naming.bridge(network.index), naming.bridge_index(network.index)
         link = now.links.get(name)
         wrong = link is not None and (link.kind != "bridge" or link.index != index)
@@ -245,7 +258,7 @@ class TenantNamespace:
         if made or bool(network.gateway6) != (name in now.ipv6):
             settings = {**sysctl.bridge(name), f"ipv6/conf/{name}/disable_ipv6": "0" if network.gateway6 else "1"}
             call_in(self.netns, lambda: sysctl.write(settings))
-        self.rtnl.execute(*state.bridge(now, network))
+        self.rtnl.execute(*state.bridge(now, network, endpoints))
         return made
 
     def _is_plugged(self, port: Port, now: InstalledState) -> bool:
@@ -474,23 +487,3 @@ class TenantNamespace:
         have = state.keys(self._nftables, self.naming.prefix)
         mine = {name: {k for k in some if rules.element(name, k)[0] == device} for name, some in have.items()}
         self._transact([rules.of_port(port)], mine)
-
-
-@contextlib.contextmanager
-def recording(errors: dict[str, InsulaError], what: str) -> Iterator[None]:
-    """Catch an error in the block, and add it to `errors` under `what` unless there is one."""
-    try:
-        yield
-    except InsulaError as error:
-        errors.setdefault(what, error)
-    except OSError as error:
-        errors.setdefault(what, Failed(f"{what}: {error.strerror or error}"))
-
-
-@contextlib.contextmanager
-def reported(network: Network, port: Port) -> Iterator[None]:
-    """Convert an OSError in the block to Failed, with the port's name."""
-    try:
-        yield
-    except OSError as error:
-        raise Failed(f"port of {port.instance} on network {network.name}: {error.strerror or error}") from error
