@@ -137,3 +137,41 @@ def test_a_peering_survives_a_kill_and_goes_with_its_tenant(daemon: Daemon, acme
     daemon.cli.ok("tenant", "create", "peer-going")
     assert daemon.cli.of("peer-going").json("peer", "ls") == [], "a later tenant of the name has no part in it"
     daemon.cli.ok("tenant", "rm", "--force", "peer-going")
+
+
+def test_a_service_endpoint_reaches_over_networks_with_the_same_addresses(acme: Cli, globex: Cli) -> None:
+    run(acme, "twin", "default", "10.0.0.9")
+    run(globex, "near", "default", "10.0.0.9")
+    run(globex, "client", "default", "10.0.0.8")
+    acme.ok("peer", "offer", name(globex), "--network", "default", "--allow", "tcp/80")
+    create = ("endpoint", "create", "svc", "--network", "default", "--to", f"{name(acme)}/twin:tcp/80")
+    assert "only offered" in globex.fails(*create)
+    assert "overlaps" in globex.fails("peer", "accept", name(acme), "--network", "default")
+    globex.ok("peer", "accept", name(acme), "--endpoints")
+    address = globex.ok(*create, "--ip", "10.0.0.50").strip()
+    assert address == "10.0.0.50"
+    assert fetch(globex, "client", address) == "twin" and fetch(globex, "client", "10.0.0.9") == "near"
+    assert "already" in globex.fails(*create)
+    [endpoint] = globex.json("endpoint", "ls")
+    assert (endpoint["instance"], endpoint["port"], endpoint["address"]) == ("twin", 80, "10.0.0.50")
+    assert f"{name(acme)}/twin:tcp/80" in globex.ok("endpoint", "ls")
+    other = ("endpoint", "create", "x", "--network")
+    peer = name(acme)
+    for words, said in (
+        ((*other, "default", "--to", f"{peer}/twin:tcp/81"), "does not open"),
+        ((*other, "default", "--to", f"{peer}/nobody:tcp/80"), "no instance nobody"),
+        ((*other, "nothing", "--to", f"{peer}/twin:tcp/80"), "no network nothing"),
+        ((*other, "default", "--to", "nobody/twin:tcp/80"), "no peering"),
+        ((*other, "default", "--to", f"{peer}/twin:tcp/80", "--ip", "10.0.0.9"), "is taken"),
+        (("endpoint", "rm", "other"), "no endpoint"),
+    ):
+        assert said in globex.fails(*words), words
+    assert globex.run("endpoint", "create", "x", "--network", "default", "--to", "nonsense").status in (1, 2)
+    assert (
+        "10.0.0.50" in globex.run("run", "-d", "--network", "default", "--ip", "10.0.0.50", "busybox", "sleep", "9").err
+    ), "its address is taken"
+    globex.ok("endpoint", "rm", "svc")
+    assert fetch(globex, "client", address) == ""
+    globex.ok(*create)
+    acme.ok("peer", "end", name(globex))
+    assert globex.json("endpoint", "ls") == [], "it goes with the peering"

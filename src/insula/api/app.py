@@ -22,6 +22,7 @@ from insula.api.authorities import HTTPS, AuthorityRoutes
 from insula.api.authorization import authority_of, authorize, check_routes
 from insula.api.cursors import load
 from insula.api.declared import DECLARED
+from insula.api.endpoints import ServiceEndpointRoutes
 from insula.api.errors import HANDLERS
 from insula.api.guarantees import GuaranteeRoutes
 from insula.api.host import HostRoutes
@@ -142,6 +143,7 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
                     RouterRoutes,
                     TraceRoutes,
                     PeeringRoutes,
+                    ServiceEndpointRoutes,
                     GuaranteeRoutes,
                     ImageRoutes,
                     InstanceRoutes,

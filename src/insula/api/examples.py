@@ -50,6 +50,7 @@ from insula.model.principals import (
     WhoAmI,
 )
 from insula.model.routers import Router, RouterPatch, RouterSpec, RouterStatus, RouterView, StaticRoute
+from insula.model.service_endpoints import ServiceEndpoint, ServiceEndpointSpec
 from insula.model.tracing import TraceView
 from insula.model.views import (
     AuditHead,
@@ -135,6 +136,20 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     NetworkView(network=_NETWORK, status=NetworkStatus(ready=True, ports=1)),
     RouterSpec(name="core", networks=["default", "back"], routes=[_ROUTE]),
     PeeringOffer(to="globex", networks=["back"], allow=[PortMatch(protocol="tcp", port=5432)]),
+    ServiceEndpointSpec(name="db", network="default", peer="globex", instance="db", port=5432),
+    ServiceEndpoint(
+        tenant="acme",
+        name="db",
+        network="default",
+        address="10.0.0.9",
+        peer="globex",
+        peering="peering",
+        instance="db",
+        protocol="tcp",
+        port=5432,
+        number=3,
+        created=_NOW,
+    ),
     PeeringAcceptance(networks=["default"]),
     PeeringView(
         tenant="acme",

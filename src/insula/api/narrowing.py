@@ -33,6 +33,7 @@ from insula.model.principals import (
     WhoAmI,
 )
 from insula.model.routers import RouterView
+from insula.model.service_endpoints import ServiceEndpoint
 from insula.model.views import (
     Explanation,
     InstanceStats,
@@ -69,6 +70,7 @@ FREE = (
     DeclaredItem,
     RouterView,
     PeeringView,
+    ServiceEndpoint,
     GuaranteeView,
     Authorities,
     LoginInfo,

@@ -18,6 +18,7 @@ from insula.model.objects import Image
 from insula.model.peerings import DEFAULT_NAME, PeeringView
 from insula.model.principals import BindingSpec, BindingView, PrincipalView
 from insula.model.routers import RouterView
+from insula.model.service_endpoints import ServiceEndpoint
 from insula.model.views import InstanceView, NetworkView, TenantView
 
 
@@ -41,6 +42,8 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
         content = await plane.networks.get(str(tenant), request.path_params.get("network") or named)
     elif kind is RouterView:
         content = await plane.routers.get(str(tenant), request.path_params.get("router") or named)
+    elif kind is ServiceEndpoint:
+        content = await plane.endpoints.get(str(tenant), named)
     elif kind is PeeringView:
         peer, peering = (request.path_params.get(each) for each in ("peer", "peering"))
         name = str(peering or body.get("name") or DEFAULT_NAME)

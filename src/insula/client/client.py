@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from insula.client.attachment import Attachment
     from insula.client.declared import DeclaredResource
+    from insula.client.endpoints import ServiceEndpointsResource
     from insula.client.guarantees import GuaranteesResource
     from insula.client.host import HostResource
     from insula.client.identities import IdentitiesResource
@@ -96,6 +97,13 @@ class Client:
         from insula.client.networks import NetworksResource
 
         return NetworksResource(self)
+
+    @property
+    def endpoints(self) -> ServiceEndpointsResource:
+        """Service endpoints."""
+        from insula.client.endpoints import ServiceEndpointsResource
+
+        return ServiceEndpointsResource(self)
 
     @property
     def peerings(self) -> PeeringsResource:

@@ -16,7 +16,18 @@ from typing import Any
 import msgspec
 
 from insula.control.context import Context
-from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, PEERINGS, ROUTERS, SHARED, STATUS, TENANTS
+from insula.control.keys import (
+    ENDPOINTS,
+    EVENTS,
+    IMAGES,
+    INSTANCES,
+    NETWORKS,
+    PEERINGS,
+    ROUTERS,
+    SHARED,
+    STATUS,
+    TENANTS,
+)
 from insula.model.errors import Failed, Invalid
 from insula.model.objects import InstanceStatus
 from insula.store.protocol import Event
@@ -93,6 +104,10 @@ def _peering(event: Event) -> EventDict:
     return {**_named(PEERINGS, "peering", event), "peer": other}
 
 
+def _endpoint(event: Event) -> EventDict:
+    return _named(ENDPOINTS, "endpoint", event)
+
+
 def _image(event: Event) -> EventDict:
     return _named(IMAGES, "image", event)
 
@@ -152,6 +167,7 @@ _RENDERERS = {
     NETWORKS.root: _network,
     ROUTERS.root: _router,
     PEERINGS.root: _peering,
+    ENDPOINTS.root: _endpoint,
     IMAGES.root: _image,
     INSTANCES.root: _instance,
     STATUS.root: _status,

@@ -5,6 +5,7 @@
 /networks/TENANT/NETWORK            Network
 /routers/TENANT/ROUTER              Router
 /peerings/TENANT/OTHER/NAME         Peering, once below each of its two tenants
+/endpoints/TENANT/ENDPOINT          ServiceEndpoint
 /guarantees/TENANT/ID               Guarantee of the instance with that ID; ID is "_" for the tenant as a whole
 /floors/HOST                        FloorGuard
 /images/OWNER/NAME                  Image; OWNER is "_" for shared ones
@@ -33,6 +34,7 @@ from insula.model.objects import IdempotencyRecord, Image, Instance, InstanceEve
 from insula.model.peerings import Peering
 from insula.model.principals import Binding, Certificate, Principal, Token
 from insula.model.routers import Router
+from insula.model.service_endpoints import ServiceEndpoint
 from insula.model.views import Usage
 from insula.store.typed import Keyspace
 
@@ -41,6 +43,7 @@ USAGE = Keyspace("/usage", Usage, 1)
 NETWORKS = Keyspace("/networks", Network, 2)
 ROUTERS = Keyspace("/routers", Router, 2)
 PEERINGS = Keyspace("/peerings", Peering, 3)
+ENDPOINTS = Keyspace("/endpoints", ServiceEndpoint, 2)
 GUARANTEES = Keyspace("/guarantees", Guarantee, 2)
 FLOOR_GUARDS = Keyspace("/floors", FloorGuard, 1)
 IMAGES = Keyspace("/images", Image, 2)

@@ -36,6 +36,7 @@ from insula.control.instances.stats import Stats
 from insula.control.instances.verbs import Instances
 from insula.control.keys import NETWORKS, TENANTS
 from insula.control.networks.controller import NetworkController
+from insula.control.networks.endpoints import ServiceEndpoints
 from insula.control.networks.fabrics import open_fabric
 from insula.control.networks.guarantees import Guarantees
 from insula.control.networks.intents import Intents
@@ -60,8 +61,8 @@ _REMOVALS = 8  # instances that are removed at a time
 
 
 class ControlPlane:
-    """The verbs are `tenants`, `identities`, `networks`, `routers`, `peerings`, `guarantees`, `images`, `instances`,
-    `declared`, `stats`, `accounting`, `host`, `tracer` and `events`; see their classes."""
+    """The verbs are `tenants`, `identities`, `networks`, `routers`, `peerings`, `endpoints`, `guarantees`, `images`,
+    `instances`, `declared`, `stats`, `accounting`, `host`, `tracer` and `events`; see their classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
         """`shared`: other daemons commit to the store, too."""
@@ -80,6 +81,7 @@ class ControlPlane:
         self.networks = Networks(context, self.tenants, self.network_controller, ports)
         self.routers = Routers(context, self.tenants, self.network_controller)
         self.peerings = Peerings(context, self.tenants, self.network_controller)
+        self.endpoints = ServiceEndpoints(context, self.tenants, self.network_controller)
         self.guarantees = Guarantees(context, self.tenants, self.network_controller)
         self.images = Images(context, self.tenants, accounts)
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks, accounts)

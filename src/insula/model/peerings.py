@@ -51,6 +51,11 @@ class Peering(Struct, kw_only=True):
     accepted: PeeringSide | None = None
     created: float
 
+    @property
+    def is_routed(self) -> bool:
+        """Whether it is active, and the networks of both sides reach each other by their addresses."""
+        return bool(self.accepted and self.accepted.networks and self.offered.networks)
+
     def side(self, tenant: str) -> PeeringSide | None:
         """Return the part of one of the two tenants; None if it has not accepted yet."""
         return self.offered if tenant == self.offered.tenant else self.accepted
@@ -73,7 +78,8 @@ class PeeringOffer(Struct, kw_only=True):
 
 
 class PeeringAcceptance(Struct, kw_only=True):
-    """The request of `insula peer accept`. Without `allow` the other tenant opens no connections."""
+    """The request of `insula peer accept`. Without `allow` the other tenant opens no connections. Without networks
+    the peering is for service endpoints only, and addresses may overlap."""
 
     networks: NetworkNames
     allow: PortMatches = []

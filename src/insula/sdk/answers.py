@@ -21,6 +21,7 @@ from insula.model.principals import (
     WhoAmI,
 )
 from insula.model.routers import RouterView
+from insula.model.service_endpoints import ServiceEndpoint
 from insula.model.tracing import TraceView
 from insula.model.views import (
     AuditHead,
@@ -50,6 +51,8 @@ ROUTER = of(RouterView)
 ROUTERS = many(ROUTER)
 PEERING = of(PeeringView)
 PEERINGS = many(PEERING)
+ENDPOINT = of(ServiceEndpoint)
+ENDPOINTS = many(ENDPOINT)
 GUARANTEE = of(GuaranteeView)
 GUARANTEES = many(GUARANTEE)
 IMAGE = of(Image)

@@ -41,7 +41,10 @@ def offer(arguments: Arguments) -> int:
 
 
 def accept(arguments: Arguments) -> int:
-    _need_network(arguments)
+    if not arguments.endpoints:
+        _need_network(arguments)
+    elif arguments.network or arguments.allow:
+        raise UsageError("--endpoints goes without --network and --allow", "give either")
     allow = [each for some in arguments.allow for each in some]
     peerings = connect(arguments).peerings
     view = peerings.accept(arguments.tenant, arguments.peer, arguments.network, allow, arguments.name)
@@ -142,6 +145,7 @@ COMMANDS = {
         [
             _NETWORK,
             Option("--allow", "what the peer may connect to (nothing)", "PORTS", many=True, parse=ports),
+            Option("--endpoints", "for service endpoints only: addresses may overlap"),
             _NAME,
         ],
     ),

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from insula.control.context import Context
-from insula.control.keys import GUARANTEES, NETWORKS, PEERINGS, ROUTERS, TENANTS
+from insula.control.keys import ENDPOINTS, GUARANTEES, NETWORKS, PEERINGS, ROUTERS, TENANTS
 from insula.control.networks.shaping import floors_of, shaping_of
 from insula.model.guarantees import Floors
 from insula.model.objects import Instance, Port
-from insula.network.intent import PeeringIntent, TenantIntent
+from insula.model.peerings import Peering, PeeringSide
+from insula.model.service_endpoints import ServiceEndpoint
+from insula.network.intent import ConsumedService, PeeringIntent, ProvidedService, TenantIntent
 from insula.network.link import measured_link
 
 
@@ -57,6 +59,7 @@ class Intents:
     async def _peerings(self, name: str) -> list[PeeringIntent]:
         """The tenant's peerings that both sides agree on, with the other sides' networks and names."""
         store, found = self.context.store, list[PeeringIntent]()
+        endpoints = await ENDPOINTS.readable(store, name)
         for peering in await PEERINGS.readable(store, name):
             own, side = peering.side(name), peering.side(peering.other(name))
             if own is None or side is None or (peer := await TENANTS.get(store, side.tenant)) is None:
@@ -72,6 +75,9 @@ class Intents:
                     networks=own.networks,
                     allow=own.allow,
                     others=[network for network in networks if network.name in side.networks],
+                    routed=peering.is_routed,
+                    consumes=[_consumed(each) for each in endpoints if _is_of(each, peering)],
+                    provides=await self._provided(name, peering, own),
                     names={
                         each: [a for port in some for a in addresses(port)] for each, some in joined.items() if some
                     },
@@ -79,12 +85,40 @@ class Intents:
             )
         return found
 
+    async def _provided(self, name: str, peering: Peering, own: PeeringSide) -> list[ProvidedService]:
+        """What the endpoints of the other side lead to: instances of this tenant on this host."""
+        ports = {i.name: [each for each in i.plugged if each.network in own.networks] for i, _ in self._instances(name)}
+        return [
+            ProvidedService(
+                number=each.number,
+                addresses=addresses(ports[each.instance][0]),
+                protocol=each.protocol,
+                port=each.port,
+            )
+            for each in await ENDPOINTS.readable(self.context.store, peering.other(name))
+            if _is_of(each, peering) and ports.get(each.instance)
+        ]
+
     async def link(self) -> int | None:
         """The bandwidth of this host in bits a second, configured or measured; None if it isn't known."""
         if self._link is None:
             configured = self.context.settings.network.link_bits
             self._link = configured or await asyncio.to_thread(measured_link)
         return self._link
+
+
+def _is_of(endpoint: ServiceEndpoint, peering: Peering) -> bool:
+    return (endpoint.peer, endpoint.peering) == (peering.other(endpoint.tenant), peering.name)
+
+
+def _consumed(endpoint: ServiceEndpoint) -> ConsumedService:
+    return ConsumedService(
+        number=endpoint.number,
+        network=endpoint.network,
+        addresses=[each for each in (endpoint.address, endpoint.address6) if each],
+        protocol=endpoint.protocol,
+        port=endpoint.port,
+    )
 
 
 def addresses(port: Port) -> list[str]:

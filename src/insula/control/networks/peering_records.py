@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from insula.control.allocation.reservations import Reservation
 from insula.control.instances.specs import cli_command
-from insula.control.keys import NETWORKS, PEERINGS
+from insula.control.keys import ENDPOINTS, NETWORKS, PEERINGS
 from insula.model.errors import Conflict
 from insula.model.objects import Network
 from insula.model.peerings import Peering
+from insula.model.service_endpoints import ServiceEndpoint
 from insula.network.addresses import Subnet
 from insula.network.routes import subnets
 from insula.store.protocol import Delete, Store, Write
@@ -36,11 +37,33 @@ def reservation(peering: Peering) -> Reservation:
     return Reservation(INDEX, str(peering.index), f"{peering.offered.tenant}/{peering.to}/{peering.name}")
 
 
+async def endpoints_of(store: Store, peering: Peering) -> list[ServiceEndpoint]:
+    """The service endpoints of a peering, of both its tenants."""
+    found = []
+    for tenant in (peering.offered.tenant, peering.to):
+        for each in await ENDPOINTS.list(store, tenant):
+            if (each.peer, each.peering) == (peering.other(tenant), peering.name):
+                found.append(each)
+    return found
+
+
+def endpoint_reservations(endpoint: ServiceEndpoint) -> list[Reservation]:
+    """The reservations of an endpoint's addresses, of the kind that ports have."""
+    kind, owner = f"address/{endpoint.tenant}/{endpoint.network}", f"{endpoint.tenant}/endpoint:{endpoint.name}"
+    return [Reservation(kind, each, owner) for each in (endpoint.address, endpoint.address6) if each]
+
+
+def endpoint_deletes(endpoint: ServiceEndpoint) -> list[Delete]:
+    """The writes that delete an endpoint and its reservations."""
+    own = [each.delete() for each in endpoint_reservations(endpoint)]
+    return [ENDPOINTS.delete(endpoint.tenant, endpoint.name), *own]
+
+
 async def networks_beyond(store: Store, tenant: str) -> list[Network]:
     """The networks of other tenants that a tenant reaches by its peerings."""
     found = []
     for peering in await PEERINGS.list(store, tenant):
-        side = peering.side(peering.other(tenant)) if peering.accepted else None
+        side = peering.side(peering.other(tenant)) if peering.is_routed else None
         if side is not None:
             found += [each for each in await NETWORKS.list(store, side.tenant) if each.name in side.networks]
     return found
@@ -67,12 +90,16 @@ async def check_beyond(store: Store, tenant: str, wanted: Iterable[Subnet]) -> N
 
 
 async def refuse_if_peered(store: Store, tenant: str, network: str) -> None:
-    """Conflict if a network is in a peering, or in an offer of the tenant."""
+    """Conflict if a network is in a peering, or in an offer of the tenant, or has a service endpoint."""
     for peering in await PEERINGS.list(store, tenant):
         side = peering.side(tenant)
         if side and network in side.networks:
             end = cli_command(tenant, f"peer end {peering.other(tenant)} --name {peering.name}")
             raise Conflict(f"network {network} is in a peering with {peering.other(tenant)}", f"{end} ends it")
+    for endpoint in await ENDPOINTS.list(store, tenant):
+        if endpoint.network == network:
+            remove = cli_command(tenant, f"endpoint rm {endpoint.name}")
+            raise Conflict(f"network {network} has the service endpoint {endpoint.name}", f"{remove} removes it")
 
 
 def overlap(one: Subnet, other: Subnet) -> bool:

@@ -21,7 +21,17 @@ from insula.control.context import Context
 from insula.control.instances.specs import cli_command
 from insula.control.keys import NETWORKS, PEERINGS, TENANTS, USAGE
 from insula.control.networks.controller import NetworkController
-from insula.control.networks.peering_records import INDEX, deletes, first_overlap, keys, puts, reservation
+from insula.control.networks.peering_records import (
+    INDEX,
+    deletes,
+    endpoint_deletes,
+    endpoint_reservations,
+    endpoints_of,
+    first_overlap,
+    keys,
+    puts,
+    reservation,
+)
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, InsulaError, Invalid, NotFound, QuotaExceeded
 from insula.model.objects import Network
@@ -38,6 +48,7 @@ from insula.model.peerings import (
     PeeringView,
 )
 from insula.model.policies import PortMatch
+from insula.model.service_endpoints import ServiceEndpoint
 from insula.model.units import check_label
 from insula.network.routes import subnets
 from insula.store.typed import Found
@@ -135,7 +146,8 @@ class Peerings:
     async def accept(self, tenant: str, other: str, name: str, acceptance: PeeringAcceptance) -> PeeringView:
         """Accept an offer with some of the tenant's own networks, and wait until it works. Invalid, Conflict (overlap),
         NotFound; Failed changes nothing."""
-        side, store = _side(tenant, acceptance.networks, acceptance.allow), self.context.store
+        side = _side(tenant, acceptance.networks, acceptance.allow, for_services=True)
+        store = self.context.store
 
         async def attempt() -> Peering:
             found = await self.find(tenant, other, name)
@@ -185,8 +197,10 @@ class Peerings:
     async def _check_overlaps(self, peering: Peering, accepted: PeeringSide) -> None:
         """Conflict if, with this peering, a tenant would have two networks with the same addresses: its own, and those
         of its peers."""
-        offered = await self._networks(peering.offered)
         accepting = await self._networks(accepted)
+        if not accepting:
+            return
+        offered = await self._networks(peering.offered)
         for tenant, beyond in ((accepted.tenant, offered), (peering.offered.tenant, accepting)):
             own = tenant == accepted.tenant
             for network in beyond:
@@ -194,20 +208,25 @@ class Peerings:
                 if other is not None:
                     where = f"network {network.name} of {network.tenant}"
                     what = other if own else f"a network of tenant {tenant}, or of one of its peers"
-                    raise Conflict(f"{where} overlaps {what}", "use a service endpoint: insula endpoint create")
+                    raise Conflict(f"{where} overlaps {what}", "accept with --endpoints: see insula endpoint create")
 
     # -- end -----------------------------------------------------------------------------------------------------
 
     async def end(self, tenant: str, other: str, name: str) -> None:
-        """End a peering, or take back or refuse an offer. Open connections are cut when it returns. NotFound."""
+        """End a peering with its service endpoints, or take back or refuse an offer. Open connections are cut when it
+        returns. NotFound."""
+        endpoints: list[ServiceEndpoint] = []
 
         async def attempt() -> Peering:
             found = await self.find(tenant, other, name)
-            await self.context.store.transact([PEERINGS.unchanged(found, tenant, other, name)], deletes(found.value))
+            endpoints[:] = await endpoints_of(self.context.store, found.value)
+            writes = [*deletes(found.value), *(write for each in endpoints for write in endpoint_deletes(each))]
+            await self.context.store.transact([PEERINGS.unchanged(found, tenant, other, name)], writes)
             return found.value
 
         ended = await retried(attempt)
         await self._converged(ended)
+        self.context.allocators.release([own for each in endpoints for own in endpoint_reservations(each)])
         self.context.allocators.release([reservation(ended)])
 
     async def _converged(self, peering: Peering) -> None:
@@ -242,9 +261,11 @@ class Peerings:
             raise QuotaExceeded(f"tenant {tenant} has {MAX_PEERINGS} peerings, the most it may have", "end some first")
 
 
-def _side(tenant: str, networks: Sequence[str], allow: Sequence[PortMatch]) -> PeeringSide:
-    """One tenant's part, checked. Invalid."""
-    if not networks:
+def _side(
+    tenant: str, networks: Sequence[str], allow: Sequence[PortMatch], *, for_services: bool = False
+) -> PeeringSide:
+    """One tenant's part, checked; `for_services` it needs no network. Invalid."""
+    if not networks and not (for_services and not allow):
         raise Invalid("a peering needs a network", "give one with --network")
     if len(networks) > MAX_NETWORKS:
         raise Invalid(f"a peering has at most {MAX_NETWORKS} networks of each side", "make several peerings")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from insula.client import remotes, sessions
 from insula.sdk._async.calls import AsyncCaller
 from insula.sdk._async.declared import AsyncDeclaredOperations
+from insula.sdk._async.endpoints import AsyncServiceEndpointOperations
 from insula.sdk._async.guarantees import AsyncGuaranteeOperations
 from insula.sdk._async.host import AsyncAuditOperations, AsyncHostOperations
 from insula.sdk._async.http import AsyncHTTPSTransport, AsyncUnixTransport
@@ -39,6 +40,7 @@ class AsyncInsula:
         self.guarantees = AsyncGuaranteeOperations(caller)
         self.routers = AsyncRouterOperations(caller)
         self.peerings = AsyncPeeringOperations(caller)
+        self.endpoints = AsyncServiceEndpointOperations(caller)
         self.images = AsyncImageOperations(caller)
         self.instances = AsyncInstanceOperations(caller)
         self.identities = AsyncIdentityOperations(caller)

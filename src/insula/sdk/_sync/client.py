@@ -7,6 +7,7 @@ from collections.abc import Callable
 from insula.client import remotes, sessions
 from insula.sdk._sync.calls import Caller
 from insula.sdk._sync.declared import DeclaredOperations
+from insula.sdk._sync.endpoints import ServiceEndpointOperations
 from insula.sdk._sync.guarantees import GuaranteeOperations
 from insula.sdk._sync.host import AuditOperations, HostOperations
 from insula.sdk._sync.http import HTTPSTransport, UnixTransport
@@ -37,6 +38,7 @@ class Insula:
         self.guarantees = GuaranteeOperations(caller)
         self.routers = RouterOperations(caller)
         self.peerings = PeeringOperations(caller)
+        self.endpoints = ServiceEndpointOperations(caller)
         self.images = ImageOperations(caller)
         self.instances = InstanceOperations(caller)
         self.identities = IdentityOperations(caller)
