@@ -132,13 +132,13 @@ def test_an_immediate_failure_has_its_reason(settings: Settings, monkeypatch: py
 
     async def body(plane: ControlPlane) -> None:
         await plane.instances.run(TENANT, process_of("web", "sleep", "600"), by=OPERATOR)
-        wait_for = plane.instances._converged
+        wait_for = plane.instances.converged
 
         async def late(found: Any) -> Any:
             await asyncio.sleep(0.1)  # the controller hears of the commit from the store, and is faster
             return await wait_for(found)
 
-        monkeypatch.setattr(plane.instances, "_converged", late)
+        monkeypatch.setattr(plane.instances, "converged", late)
         for _ in range(3):
             with pytest.raises(Failed, match="no brakes"):
                 await plane.instances.pause(TENANT, "web")

@@ -18,9 +18,21 @@ from insula.control.allocation import quotas
 from insula.control.allocation.in_flight import InFlight
 from insula.control.allocation.quotas import add, change, check_covers, of_images, of_instance, subtract, total
 from insula.control.allocation.recount import _COUNTS, migrate, outdated, recount, repair, repair_all
-from insula.control.keys import IMAGES, INSTANCES, NETWORKS, PRINCIPALS, ROUTERS, TENANTS, TOKENS, USAGE
+from insula.control.keys import (
+    ADDRESS_GROUPS,
+    IMAGES,
+    INSTANCES,
+    NETWORKS,
+    POLICIES,
+    PRINCIPALS,
+    ROUTERS,
+    TENANTS,
+    TOKENS,
+    USAGE,
+)
 from insula.model.errors import Failed, QuotaExceeded
 from insula.model.objects import Image, ImageConfig, InstanceSpec, Limits, Network, Resources, Tenant
+from insula.model.policies import AddressGroup, Policy, Selector
 from insula.model.principals import Principal, Token
 from insula.model.quotas import NOW, QUOTAS, STORED, TABLE, Quota
 from insula.model.routers import Router
@@ -209,6 +221,8 @@ async def populate(store: SqliteStore) -> Usage:
         *(INSTANCES.put(objects.instance(name=name, spec=spec), "acme", name) for name in ("a", "b")),
         NETWORKS.put(network, "acme", "n"),
         ROUTERS.put(Router(tenant="acme", name="r", created=0.0), "acme", "r"),
+        POLICIES.put(Policy(tenant="acme", name="p", select=Selector(), directions=["in"], created=0.0), "acme", "p"),
+        ADDRESS_GROUPS.put(AddressGroup(tenant="acme", name="g", cidrs=["10.0.0.0/8"], created=0.0), "acme", "g"),
         *(IMAGES.put(each, "acme", each.name) for each in (image("i", x=3, y=4), image("j", y=4))),
         IMAGES.put(image("shared", s=100), "_", "shared"),
         *(PRINCIPALS.put(each, each.tenant or "_", each.name) for each in accounts),
@@ -226,6 +240,8 @@ async def populate(store: SqliteStore) -> Usage:
         networks=1,
         ports=2,
         routers=1,
+        policies=1,
+        address_groups=1,
         images=2,
         image_bytes=7,
         config_bytes=of_images([image("i", x=3, y=4), image("j", y=4)]).config_bytes,

@@ -18,6 +18,7 @@ from insula.api.app import application
 from insula.api.idempotency import takes_key
 from insula.api.openapi import operations
 from insula.model.objects import Resources
+from insula.model.policies import Selector
 from insula.sdk import (
     ApplySpec,
     AsyncInsula,
@@ -39,6 +40,9 @@ GROUPS = (
     "tenants",
     "networks",
     "routers",
+    "policies",
+    "address_groups",
+    "operator_policies",
     "peerings",
     "endpoints",
     "guarantees",
@@ -54,6 +58,12 @@ GIVEN: dict[str, object] = {
     "name": "web",
     "network": "net",
     "router": "core",
+    "policy": "db",
+    "group": "office",
+    "select": Selector(),
+    "directions": ["in"],
+    "rules": [],
+    "cidrs": ["10.0.0.0/8"],
     "peer": "globex",
     "peering": "peering",
     "endpoint": "db",

@@ -48,6 +48,7 @@ from insula.api.outbox import Outbox
 from insula.api.pages import PAGES
 from insula.api.parameters import Plane
 from insula.api.peerings import PeeringRoutes
+from insula.api.policies import AddressGroupRoutes, EffectivePolicyRoutes, OperatorPolicyRoutes, PolicyRoutes
 from insula.api.redaction import pattern_of
 from insula.api.request_times import RequestTimes
 from insula.api.routers import RouterRoutes
@@ -142,6 +143,10 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
                     NetworkRoutes,
                     RouterRoutes,
                     TraceRoutes,
+                    PolicyRoutes,
+                    EffectivePolicyRoutes,
+                    AddressGroupRoutes,
+                    OperatorPolicyRoutes,
                     PeeringRoutes,
                     ServiceEndpointRoutes,
                     GuaranteeRoutes,

@@ -28,7 +28,30 @@ from insula.model.objects import (
     Tenant,
 )
 from insula.model.peerings import PeeredNetwork, PeeringAcceptance, PeeringOffer, PeeringView
-from insula.model.policies import PortMatch
+from insula.model.policies import (
+    AddressGroup,
+    CidrPeer,
+    InstancePeer,
+    OperatorPolicy,
+    OperatorRule,
+    Policy,
+    PolicyRule,
+    PortMatch,
+    Selector,
+)
+from insula.model.policy_views import (
+    AddressGroupPatch,
+    AddressGroupSpec,
+    AuditedFlow,
+    EffectiveDirection,
+    EffectiveOperatorRule,
+    EffectivePolicies,
+    EffectiveRule,
+    OperatorPolicySpec,
+    PolicyPatch,
+    PolicySpec,
+    PolicyView,
+)
 from insula.model.principals import (
     Authorities,
     BindingSpec,
@@ -59,6 +82,7 @@ from insula.model.views import (
     ExecSpec,
     Explanation,
     HostStatus,
+    InstancePatch,
     InstanceStats,
     InstanceView,
     Layer,
@@ -68,7 +92,6 @@ from insula.model.views import (
     NetworkSpec,
     NetworkView,
     ProcessView,
-    ResourcesPatch,
     Started,
     StatsSample,
     TenantSpec,
@@ -93,6 +116,31 @@ _NETWORK = Network(
     created=_NOW,
 )
 _ROUTE = StaticRoute(destination="172.16.0.0/12", next_hop="10.0.0.2")
+_RULE = PolicyRule(
+    direction="in",
+    peers=[InstancePeer(select=Selector(labels={"app": "web"}))],
+    ports=[PortMatch(protocol="tcp", port=5432)],
+)
+_POLICY = Policy(
+    tenant="acme",
+    name="db",
+    select=Selector(labels={"app": "db"}),
+    directions=["in"],
+    rules=[_RULE],
+    audit=True,
+    created=_NOW,
+)
+_AUDITED = AuditedFlow(
+    direction="in",
+    source="10.0.0.9",
+    source_instance="cron",
+    destination="10.0.0.2",
+    destination_instance="db",
+    protocol="tcp",
+    port=5432,
+    connections=3,
+)
+_OPERATOR_RULE = OperatorRule(action="deny", direction="out", peers=[CidrPeer(cidr="10.0.0.0/8")])
 _SPEC = InstanceSpec(
     name="web",
     image="busybox:latest",
@@ -135,6 +183,29 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     NetworkPatch(outbound="none"),
     NetworkView(network=_NETWORK, status=NetworkStatus(ready=True, ports=1)),
     RouterSpec(name="core", networks=["default", "back"], routes=[_ROUTE]),
+    PolicySpec(name="db", select=Selector(labels={"app": "db"}), directions=["in"], rules=[_RULE]),
+    PolicyPatch(add_rules=[_RULE], audit=True),
+    PolicyView(policy=_POLICY, selects=["db"], audited=[_AUDITED]),
+    EffectivePolicies(
+        tenant="acme",
+        instance="db",
+        operator=[EffectiveOperatorRule(policy="company", rule=_OPERATOR_RULE)],
+        directions=[
+            EffectiveDirection(
+                direction="in",
+                isolated_by=["db"],
+                rules=[EffectiveRule(policy="db", rule=_RULE)],
+                reason="selected by db: only what one of the rules allows",
+            )
+        ],
+        dns=True,
+        dns_reason="the resolver at the gateway is open unless --no-dns",
+    ),
+    AddressGroupSpec(name="office", cidrs=["203.0.113.0/24"]),
+    AddressGroupPatch(add=["198.51.100.0/24"]),
+    AddressGroup(tenant="acme", name="office", cidrs=["203.0.113.0/24"], created=_NOW),
+    OperatorPolicySpec(name="company", rules=[_OPERATOR_RULE]),
+    OperatorPolicy(name="company", rules=[_OPERATOR_RULE], created=_NOW),
     PeeringOffer(to="globex", networks=["back"], allow=[PortMatch(protocol="tcp", port=5432)]),
     ServiceEndpointSpec(name="db", network="default", peer="globex", instance="db", port=5432),
     ServiceEndpoint(
@@ -188,7 +259,7 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     SaveSpec(names=["web:1"]),
     _SPEC,
     InstanceView(instance=_INSTANCE, status=_STATUS),
-    ResourcesPatch(memory=128 * _MIB),
+    InstancePatch(memory=128 * _MIB, labels={"tier": "front", "old": None}),
     ExecSpec(command=["ls", "/"]),
     Started(id="0123456789abcdef"),
     Exit(exit_status=0, finished=_NOW),

@@ -35,7 +35,7 @@ from insula.api.streams import FRAMES, TAR, archive, frames, primed, upload, whi
 from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment
-from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch, Started
+from insula.model.views import ExecSpec, Explanation, InstancePatch, InstanceView, ProcessView, Started
 
 ARGUMENTS = "insula-audit-arguments"
 """The label of tenants whose audit log has the arguments of `exec`."""
@@ -134,13 +134,13 @@ class InstanceRoutes(Controller):
 
     @patch(
         "/{name:str}",
-        summary="Change its limits, at once if it runs: absent ones stay, null is no limit",
+        summary="Change limits and labels, at once if it runs: absent ones stay, null is no limit, and no label",
         permission="instance.write",
     )
     async def update(
-        self, plane: Plane, tenant: TenantName, name: Name, data: JSONBody[ResourcesPatch]
+        self, plane: Plane, sender: Sender, tenant: TenantName, name: Name, data: JSONBody[InstancePatch]
     ) -> InstanceView:
-        return await plane.instances.update(tenant, name, data)
+        return await plane.instances.update(tenant, name, data, sender.labels)
 
     @delete("/{name:str}", summary="Remove an instance; with `force`, also one that runs", permission="instance.write")
     async def remove(self, plane: Plane, tenant: TenantName, name: Name, force: Flag = False) -> None:

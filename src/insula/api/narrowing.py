@@ -20,6 +20,8 @@ from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Exit, Image, Instance, InstanceStatus
 from insula.model.own_views import HIDDEN, OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.peerings import PeeringView
+from insula.model.policies import AddressGroup
+from insula.model.policy_views import EffectivePolicies, PolicyView
 from insula.model.principals import (
     Authorities,
     BindingView,
@@ -69,6 +71,9 @@ FREE = (
     Invitation,
     DeclaredItem,
     RouterView,
+    PolicyView,
+    EffectivePolicies,
+    AddressGroup,
     PeeringView,
     ServiceEndpoint,
     GuaranteeView,

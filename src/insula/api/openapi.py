@@ -36,6 +36,7 @@ TAGS = {
     "identities": "Users, service accounts, roles, tokens, certificates",
     "networks": "Private networks of a tenant",
     "routers": "Routers between networks of a tenant",
+    "policies": "Policies: which connections are allowed",
     "peerings": "Agreements of two tenants that some of their networks reach each other",
     "guarantees": "Floors and ceilings of bandwidth, floors of CPU and memory",
     "images": "Images of a tenant, and the shared ones",

@@ -16,6 +16,8 @@ from insula.model.errors import Conflict, NotFound
 from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Image
 from insula.model.peerings import DEFAULT_NAME, PeeringView
+from insula.model.policies import AddressGroup, OperatorPolicy
+from insula.model.policy_views import PolicyView
 from insula.model.principals import BindingSpec, BindingView, PrincipalView
 from insula.model.routers import RouterView
 from insula.model.service_endpoints import ServiceEndpoint
@@ -44,6 +46,12 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
         content = await plane.routers.get(str(tenant), request.path_params.get("router") or named)
     elif kind is ServiceEndpoint:
         content = await plane.endpoints.get(str(tenant), named)
+    elif kind is PolicyView:
+        content = await plane.policies.get(str(tenant), request.path_params.get("policy") or named)
+    elif kind is AddressGroup:
+        content = await plane.address_groups.get(str(tenant), request.path_params.get("group") or named)
+    elif kind is OperatorPolicy:
+        content = await plane.operator_policies.get(named)
     elif kind is PeeringView:
         peer, peering = (request.path_params.get(each) for each in ("peer", "peering"))
         name = str(peering or body.get("name") or DEFAULT_NAME)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from insula.client.identities import IdentitiesResource
     from insula.client.networks import NetworksResource
     from insula.client.peerings import PeeringsResource
+    from insula.client.policies import AddressGroupsResource, OperatorPoliciesResource, PoliciesResource
     from insula.client.ports import PortsResource
     from insula.client.routers import RoutersResource
 
@@ -111,6 +112,27 @@ class Client:
         from insula.client.peerings import PeeringsResource
 
         return PeeringsResource(self)
+
+    @property
+    def policies(self) -> PoliciesResource:
+        """Policies of tenants."""
+        from insula.client.policies import PoliciesResource
+
+        return PoliciesResource(self)
+
+    @property
+    def address_groups(self) -> AddressGroupsResource:
+        """Address groups for policies."""
+        from insula.client.policies import AddressGroupsResource
+
+        return AddressGroupsResource(self)
+
+    @property
+    def operator_policies(self) -> OperatorPoliciesResource:
+        """Policies of the operator."""
+        from insula.client.policies import OperatorPoliciesResource
+
+        return OperatorPoliciesResource(self)
 
     @property
     def routers(self) -> RoutersResource:
@@ -289,9 +311,10 @@ class InstancesResource(Resource):
     def restart(self, tenant: str, name: str, timeout: float | None = None) -> Object:
         return self._call("POST", tenant, name, "restart", timeout=timeout)  # type: ignore[no-any-return]
 
-    def update(self, tenant: str, name: str, **limits: float | int | None) -> Object:
-        """Change the given `limits` of cpus, memory (bytes), pids, disk (bytes) and inodes; None is no limit."""
-        return self.client.call("PATCH", "tenants", tenant, "instances", name, body=limits)  # type: ignore[no-any-return]
+    def update(self, tenant: str, name: str, **changes: object) -> Object:
+        """Change the given limits, of cpus, memory (bytes), pids, disk (bytes) and inodes, where None is no limit, and
+        `labels`, where it is no label."""
+        return self.client.call("PATCH", "tenants", tenant, "instances", name, body=changes)  # type: ignore[no-any-return]
 
     def pause(self, tenant: str, name: str) -> Object:
         """Freeze all processes of an instance."""

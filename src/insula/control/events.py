@@ -17,12 +17,14 @@ import msgspec
 
 from insula.control.context import Context
 from insula.control.keys import (
+    ADDRESS_GROUPS,
     ENDPOINTS,
     EVENTS,
     IMAGES,
     INSTANCES,
     NETWORKS,
     PEERINGS,
+    POLICIES,
     ROUTERS,
     SHARED,
     STATUS,
@@ -93,6 +95,14 @@ def _tenant(event: Event) -> EventDict:
 
 def _network(event: Event) -> EventDict:
     return _named(NETWORKS, "network", event)
+
+
+def _policy(event: Event) -> EventDict:
+    return _named(POLICIES, "policy", event)
+
+
+def _address_group(event: Event) -> EventDict:
+    return _named(ADDRESS_GROUPS, "address-group", event)
 
 
 def _router(event: Event) -> EventDict:
@@ -166,6 +176,8 @@ _RENDERERS = {
     TENANTS.root: _tenant,
     NETWORKS.root: _network,
     ROUTERS.root: _router,
+    POLICIES.root: _policy,
+    ADDRESS_GROUPS.root: _address_group,
     PEERINGS.root: _peering,
     ENDPOINTS.root: _endpoint,
     IMAGES.root: _image,

@@ -4,6 +4,9 @@
 /usage/TENANT                       Usage: the sums over its instances; see allocation/quotas.py
 /networks/TENANT/NETWORK            Network
 /routers/TENANT/ROUTER              Router
+/policies/TENANT/POLICY             Policy
+/address-groups/TENANT/GROUP        AddressGroup
+/operator-policies/POLICY           OperatorPolicy
 /peerings/TENANT/OTHER/NAME         Peering, once below each of its two tenants
 /endpoints/TENANT/ENDPOINT          ServiceEndpoint
 /guarantees/TENANT/ID               Guarantee of the instance with that ID; ID is "_" for the tenant as a whole
@@ -32,6 +35,7 @@ from insula.model.declared import ApplySet, SetMember
 from insula.model.guarantees import FloorGuard, Guarantee
 from insula.model.objects import IdempotencyRecord, Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.peerings import Peering
+from insula.model.policies import AddressGroup, OperatorPolicy, Policy
 from insula.model.principals import Binding, Certificate, Principal, Token
 from insula.model.routers import Router
 from insula.model.service_endpoints import ServiceEndpoint
@@ -42,6 +46,9 @@ TENANTS = Keyspace("/tenants", Tenant, 1)
 USAGE = Keyspace("/usage", Usage, 1)
 NETWORKS = Keyspace("/networks", Network, 2)
 ROUTERS = Keyspace("/routers", Router, 2)
+POLICIES = Keyspace("/policies", Policy, 2)
+ADDRESS_GROUPS = Keyspace("/address-groups", AddressGroup, 2)
+OPERATOR_POLICIES = Keyspace("/operator-policies", OperatorPolicy, 1)
 PEERINGS = Keyspace("/peerings", Peering, 3)
 ENDPOINTS = Keyspace("/endpoints", ServiceEndpoint, 2)
 GUARANTEES = Keyspace("/guarantees", Guarantee, 2)

@@ -35,12 +35,16 @@ from insula.control.instances.managed import ManagedInstances
 from insula.control.instances.stats import Stats
 from insula.control.instances.verbs import Instances
 from insula.control.keys import NETWORKS, TENANTS
+from insula.control.networks.address_groups import AddressGroups
 from insula.control.networks.controller import NetworkController
 from insula.control.networks.endpoints import ServiceEndpoints
+from insula.control.networks.enforcement import Enforcement
 from insula.control.networks.fabrics import open_fabric
 from insula.control.networks.guarantees import Guarantees
 from insula.control.networks.intents import Intents
+from insula.control.networks.operator_policies import OperatorPolicies
 from insula.control.networks.peerings import Peerings
+from insula.control.networks.policies import Policies
 from insula.control.networks.ports import Ports
 from insula.control.networks.routers import Routers
 from insula.control.networks.verbs import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
@@ -83,11 +87,24 @@ class ControlPlane:
         self.peerings = Peerings(context, self.tenants, self.network_controller)
         self.endpoints = ServiceEndpoints(context, self.tenants, self.network_controller)
         self.guarantees = Guarantees(context, self.tenants, self.network_controller)
+        enforcement = Enforcement(context, self.network_controller, intents)
+        self.policies = Policies(context, self.tenants, enforcement)
+        self.address_groups = AddressGroups(context, self.tenants, enforcement)
+        self.operator_policies = OperatorPolicies(context, enforcement)
         self.images = Images(context, self.tenants, accounts)
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks, accounts)
         admission = Admission(context, self.tenants, self.networks, self.images, ports, accounts)
-        self.instances = Instances(self.tenants, admission, self.instance_controller, self.tasks)
-        verbs = Verbs(self.tenants, self.identities, self.networks, self.routers, self.guarantees, self.instances)
+        self.instances = Instances(self.tenants, admission, self.instance_controller, self.tasks, enforcement)
+        verbs = Verbs(
+            self.tenants,
+            self.identities,
+            self.networks,
+            self.routers,
+            self.guarantees,
+            self.policies,
+            self.address_groups,
+            self.instances,
+        )
         self.declared = Declared(context, verbs, self.identity_cache, self.tasks)
         self.stats = Stats(context, self.managed, self.tenants, self.instances.find)
         self.events = Events(context)

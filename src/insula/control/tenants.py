@@ -30,6 +30,7 @@ from insula.control.identities.authority import no_tenant
 from insula.control.identities.cache import IdentityCache
 from insula.control.instances.specs import check_labels, cli_command
 from insula.control.keys import (
+    ADDRESS_GROUPS,
     BINDINGS,
     CERTIFICATES,
     GUARANTEES,
@@ -39,6 +40,7 @@ from insula.control.keys import (
     MEMBERS,
     NETWORKS,
     PEERINGS,
+    POLICIES,
     PRINCIPALS,
     ROUTERS,
     SETS,
@@ -236,15 +238,15 @@ class Tenants:
 
     async def _rights(self, name: str) -> Sequence[Delete]:
         """The deletions of bindings, service accounts and their tokens that go with this tenant, so that they give no
-        rights in a later tenant of its name; and of its guarantees, its sets of declared state, and its accounts'
-        idempotency keys."""
+        rights in a later tenant of its name; and of its guarantees, policies and address groups, its sets of declared
+        state, and its accounts' idempotency keys."""
         store = self.context.store
         accounts = (await store.list(PRINCIPALS.prefix(name))).entries
         bindings = (await store.list(BINDINGS.prefix(name))).entries
         ids = {PRINCIPALS.decode(entry).id for entry in accounts}
         tokens = [TOKENS.delete(token.id) for token in self.cache.tokens() if token.principal in ids]
         tokens += [CERTIFICATES.delete(each.serial) for each in self.cache.certificates() if each.principal in ids]
-        kinds = (SETS, MEMBERS, GUARANTEES)
+        kinds = (SETS, MEMBERS, GUARANTEES, POLICIES, ADDRESS_GROUPS)
         sets = [entry for each in kinds for entry in (await store.list(each.prefix(name))).entries]
         return [*(Delete(entry.key) for entry in [*accounts, *bindings, *sets]), *tokens, *await kept_of(store, ids)]
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         networks: int | None = None
         ports: int | None = None
         routers: int | None = None
+        policies: int | None = None
+        address_groups: int | None = None
         images: int | None = None
         image_bytes: int | None = None
         config_bytes: int | None = None

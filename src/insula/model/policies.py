@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import msgspec
+
 from insula.model import fields, rules
 from insula.model.objects import Struct
 
@@ -43,7 +45,7 @@ class AnyPeer(Struct, kw_only=True, tag_field="type", tag="any"):
 class InstancePeer(Struct, kw_only=True, tag_field="type", tag="instances"):
     """The tenant's instances with these labels on this network. None is all of the tenant's networks."""
 
-    select: Selector = Selector()
+    select: Selector = msgspec.field(default_factory=Selector)
     network: fields.Label | None = None
 
 
@@ -146,7 +148,7 @@ class OperatorPolicy(Struct, kw_only=True):
 
     name: str
     priority: int = 1000
-    tenants: Selector = Selector()
+    tenants: Selector = msgspec.field(default_factory=Selector)
     rules: list[OperatorRule]
     labels: dict[str, str] = {}
     created: float

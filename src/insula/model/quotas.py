@@ -104,6 +104,8 @@ TABLE = (
     Quota("networks", "store", "", 100, "networks", "networks"),
     Quota("ports", "store", "", 20_000, "ports", "connections of its instances to networks"),
     Quota("routers", "store", "", 100, "routers", "routers"),
+    Quota("policies", "store", "", 1000, "policies", "policies"),
+    Quota("address_groups", "store", "", 100, "address groups", "address groups"),
     Quota("images", "store", "", 1000, "images", "names of images of its own"),
     Quota("image_bytes", "store", "bytes", 500 * GIB, "images", "content of its images, shared parts once"),
     Quota("config_bytes", "store", "bytes", 32 << 20, "configurations", "records of its images, for each name"),

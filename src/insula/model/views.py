@@ -126,6 +126,12 @@ class ResourcesPatch(Struct, kw_only=True):
     inodes: fields.Inodes | UnsetType | None = UNSET
 
 
+class InstancePatch(ResourcesPatch, kw_only=True):
+    """Changes of an instance while it runs, as a JSON merge patch: a label with the value null is removed."""
+
+    labels: dict[fields.LabelName, fields.LabelValue | None] | UnsetType = UNSET
+
+
 class NetworkSpec(Struct, kw_only=True):
     """The request of `insula network create`."""
 

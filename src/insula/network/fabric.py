@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from insula.model.errors import InsulaError
 from insula.model.objects import Network, NetworkStatus, Port, Struct, Tenant
+from insula.model.policies import Direction
 from insula.model.routers import Router, RouterStatus
 from insula.network.endpoints import Endpoint
 from insula.network.intent import PolicyIntent, TenantIntent
@@ -111,6 +112,18 @@ class TrafficCounter(NamedTuple):
     incarnation: str
     bytes: int
     packets: int
+
+
+class CountedFlow(NamedTuple):
+    """Connections between two addresses that policies in audit may have denied, in one direction of policies. `port` is
+    that of TCP and UDP, or the ICMP type."""
+
+    direction: Direction
+    source: str
+    destination: str
+    protocol: str
+    port: int
+    connections: int
 
 
 class Traffic(NamedTuple):
@@ -263,6 +276,10 @@ class Fabric(Protocol):
         Counted are IP packets from layer 3 on, which the fabric's rules let through. The counters live from `plug` to
         `unplug`, also if the instance and its device are gone before that. A port that isn't plugged is left out.
         """
+
+    def audited(self, tenant: Tenant) -> list[CountedFlow]:
+        """Return the connections that passed although no enforced policy allows them, to or from instances that a
+        policy in audit selects: those that it would deny are among them. A bounded number of flows is counted."""
 
     def egress_traffic(self, tenant: Tenant) -> Traffic | None:
         """Return the IP packets that all namespaces of `egress` have received and sent together, those that are gone

@@ -8,6 +8,8 @@ from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Exit, Image
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.peerings import PeeringView
+from insula.model.policies import AddressGroup, OperatorPolicy
+from insula.model.policy_views import EffectivePolicies, PolicyView
 from insula.model.principals import (
     Authorities,
     BindingView,
@@ -48,6 +50,13 @@ TENANT_USAGES = many(TENANT_USAGE)
 NETWORK = either(NetworkView, OwnNetworkView)
 NETWORKS = many(NETWORK)
 ROUTER = of(RouterView)
+POLICY = of(PolicyView)
+POLICIES = many(POLICY)
+EFFECTIVE = of(EffectivePolicies)
+ADDRESS_GROUP = of(AddressGroup)
+ADDRESS_GROUPS = many(ADDRESS_GROUP)
+OPERATOR_POLICY = of(OperatorPolicy)
+OPERATOR_POLICIES = many(OPERATOR_POLICY)
 ROUTERS = many(ROUTER)
 PEERING = of(PeeringView)
 PEERINGS = many(PEERING)

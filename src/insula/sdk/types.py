@@ -38,6 +38,8 @@ class LimitOptions(TypedDict, total=False):
     networks: int | None
     ports: int | None
     routers: int | None
+    policies: int | None
+    address_groups: int | None
     images: int | None
     image_bytes: int | None
     config_bytes: int | None

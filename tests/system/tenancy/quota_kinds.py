@@ -16,6 +16,7 @@ from insula.model.errors import Conflict
 from insula.model.stream import Kind, encode
 
 MOST = 5
+EVERYBODY = {"direction": "in", "peers": [{"type": "any"}]}
 """The limit that requests meet."""
 MIB = 1 << 20
 
@@ -127,6 +128,16 @@ KINDS = {
         MOST,
         lambda client, tenant, n: client.routers.create(tenant, f"r{n}"),
         lambda client, tenant: len(client.routers.list(tenant)),
+    ),
+    "policies": StoredKind(
+        MOST,
+        lambda client, tenant, n: client.policies.create(tenant, f"p{n}", {}, ["in"], [EVERYBODY]),
+        lambda client, tenant: len(client.policies.list(tenant)),
+    ),
+    "address_groups": StoredKind(
+        MOST,
+        lambda client, tenant, n: client.address_groups.create(tenant, f"g{n}", ["10.0.0.0/8"]),
+        lambda client, tenant: len(client.address_groups.list(tenant)),
     ),
     "images": StoredKind(
         MOST,

@@ -174,6 +174,10 @@ def _values(kind: tuple[str, ...] | str, given: _Words) -> list[str]:
             found = [view["tenant"]["name"] for view in client.tenants.list()]
         elif kind == "network":
             found = [*(view["network"]["name"] for view in client.networks.list(tenant)), "none"]
+        elif kind == "policy":
+            found = [view["policy"]["name"] for view in client.policies.list(tenant)]
+        elif kind == "group":
+            found = [group["name"] for group in client.address_groups.list(tenant)]
         elif kind == "router":
             found = [view["router"]["name"] for view in client.routers.list(tenant)]
         elif kind == "image":

@@ -15,7 +15,19 @@ import msgspec
 from insula.control.accounting.ledger import ledger_with
 from insula.control.allocation.quotas import OF_INSTANCES, of_images, of_instances, total
 from insula.control.allocation.transaction import retried, turn
-from insula.control.keys import CERTIFICATES, IMAGES, INSTANCES, NETWORKS, PRINCIPALS, ROUTERS, TENANTS, TOKENS, USAGE
+from insula.control.keys import (
+    ADDRESS_GROUPS,
+    CERTIFICATES,
+    IMAGES,
+    INSTANCES,
+    NETWORKS,
+    POLICIES,
+    PRINCIPALS,
+    ROUTERS,
+    TENANTS,
+    TOKENS,
+    USAGE,
+)
 from insula.model.errors import Failed
 from insula.model.quotas import STORED
 from insula.model.views import Usage
@@ -28,7 +40,15 @@ async def recount(store: Store, tenant: str, before: Usage | None = None) -> Usa
     """Count the objects that are stored now. If one is damaged, which is a problem of this host anyway, what its kind
     counts is taken from `before`. Failed without that."""
     usage = Usage()
-    for count in (_of_instances, _of_networks, _of_routers, _of_images, _of_principals):
+    for count in (
+        _of_instances,
+        _of_networks,
+        _of_routers,
+        _of_policies,
+        _of_address_groups,
+        _of_images,
+        _of_principals,
+    ):
         try:
             part = await count(store, tenant)
         except Failed:
@@ -49,6 +69,14 @@ async def _of_networks(store: Store, tenant: str) -> Usage:
 
 async def _of_routers(store: Store, tenant: str) -> Usage:
     return Usage(routers=len(await ROUTERS.list(store, tenant)))
+
+
+async def _of_policies(store: Store, tenant: str) -> Usage:
+    return Usage(policies=len(await POLICIES.list(store, tenant)))
+
+
+async def _of_address_groups(store: Store, tenant: str) -> Usage:
+    return Usage(address_groups=len(await ADDRESS_GROUPS.list(store, tenant)))
 
 
 async def _of_images(store: Store, tenant: str) -> Usage:
@@ -124,6 +152,8 @@ _COUNTS = {
     _of_instances: OF_INSTANCES,
     _of_networks: ("networks",),
     _of_routers: ("routers",),
+    _of_policies: ("policies",),
+    _of_address_groups: ("address_groups",),
     _of_images: ("images", "image_bytes", "config_bytes"),
     _of_principals: ("service_accounts", "tokens"),
 }

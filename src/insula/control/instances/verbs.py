@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from signal import SIGKILL
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 
-from insula.control.allocation.quotas import check_resources, merge
-from insula.control.disk import with_disk_defaults
 from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.instances import remote
@@ -33,7 +32,9 @@ from insula.control.instances.renaming import rename
 from insula.control.instances.sharing import pid_owner
 from insula.control.instances.specs import check, cli_command, stop_signal
 from insula.control.instances.statuses import error_of
+from insula.control.instances.updating import update
 from insula.control.keys import INSTANCES, STATUS
+from insula.control.networks.enforcement import Enforcement
 from insula.control.tasks import Tasks
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
@@ -44,7 +45,6 @@ from insula.model.objects import (
     InstanceSpec,
     InstanceStatus,
     NetworkAttachment,
-    Resources,
     RestartPolicy,
     Tenant,
 )
@@ -67,8 +67,16 @@ class AttachedRun(NamedTuple):
 
 
 class Instances(InstanceIo):
-    def __init__(self, tenants: Tenants, admission: Admission, controller: InstanceController, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        tenants: Tenants,
+        admission: Admission,
+        controller: InstanceController,
+        tasks: Tasks,
+        enforcement: Enforcement,
+    ) -> None:
         super().__init__(tenants, controller, tasks)
+        self.enforcement = enforcement
         self.admission = admission
         self.damaged = Damaged(controller)
 
@@ -128,7 +136,7 @@ class Instances(InstanceIo):
 
     # -- committing and waiting --------------------------------------------------------------------------------------
 
-    async def _commit(
+    async def commit(
         self, tenant: str, name: str, attempt: Callable[[Known], Awaitable[Found[Instance] | None]]
     ) -> Found[Instance] | None:
         """Call `attempt`, which commits a change of the instance or returns None if none is needed. Retry while the
@@ -145,7 +153,7 @@ class Instances(InstanceIo):
             return found
         raise Conflict(f"instance {name} was changed at the same time", "try again")
 
-    async def _converged(self, found: Found[Instance]) -> InstanceView:
+    async def converged(self, found: Found[Instance]) -> InstanceView:
         """Wait until the committed state is observed, and return the instance. Raises why it failed."""
         instance = found.value
         if instance.host != self.context.host:
@@ -176,8 +184,8 @@ class Instances(InstanceIo):
         self, tenant: str, name: str, attempt: Callable[[Known], Awaitable[Found[Instance] | None]]
     ) -> InstanceView:
         """Commit by `attempt`, and wait until that is observed."""
-        if found := await self._commit(tenant, name, attempt):
-            return await self._converged(found)
+        if found := await self.commit(tenant, name, attempt):
+            return await self.converged(found)
         return await self.get(tenant, name)
 
     # -- verbs -----------------------------------------------------------------------------------------------------
@@ -348,39 +356,17 @@ class Instances(InstanceIo):
         return await self._whole(self._rename(tenant, name, to))
 
     async def _rename(self, tenant: str, name: str, to: str) -> InstanceView:
-        found = await self._commit(tenant, name, partial(rename, self.controller, name=to))
+        found = await self.commit(tenant, name, partial(rename, self.controller, name=to))
         assert found
-        return await self._converged(found)
+        return await self.converged(found)
 
-    async def update(self, tenant: str, name: str, patch: ResourcesPatch) -> InstanceView:
-        """Change the limits of an instance, at once if it runs. Invalid, QuotaExceeded, Failed; after an error nothing
-        has changed."""
-        return await self._whole(self._update(tenant, name, patch))
-
-    async def _update(self, tenant: str, name: str, patch: ResourcesPatch) -> InstanceView:
-        before = Resources()
-
-        async def attempt(known: Known) -> Found[Instance]:
-            nonlocal before
-            before = known.instance.spec.resources
-            owner = await self.tenants.find(tenant)
-            storage = self.context.settings.storage
-            resources = with_disk_defaults(owner.value.limits, check_resources(merge(before, patch)), storage)
-            spec = msgspec.structs.replace(known.instance.spec, resources=resources)
-            return await respecify(self.context, as_it_is(known), known.revision, spec)
-
-        async def undo(known: Known) -> Found[Instance] | None:
-            spec = msgspec.structs.replace(known.instance.spec, resources=before)
-            return await respecify(self.context, as_it_is(known), known.revision, spec, undo=True)
-
-        found = await self._commit(tenant, name, attempt)
-        assert found
-        try:
-            return await self._converged(found)
-        except InsulaError:  # the kernel refuses them
-            if taken_back := await self._commit(tenant, name, undo):
-                await self._converged(taken_back)
-            raise
+    async def update(
+        self, tenant: str, name: str, patch: ResourcesPatch, keep: Mapping[str, str] = MappingProxyType({})
+    ) -> InstanceView:
+        """Change limits and labels of an instance, at once if it runs: the policies that select it by its labels are in
+        force when this returns. It must have the labels `keep` afterwards (Denied). Invalid, QuotaExceeded, Failed;
+        after an error nothing has changed."""
+        return await self._whole(update(self, tenant, name, patch, keep))
 
     async def plug(self, tenant: str, name: str, attachment: NetworkAttachment) -> InstanceView:
         """Connect an instance to one more network, at once if it runs. Invalid, NotFound, Conflict, QuotaExceeded;
@@ -416,8 +402,8 @@ class Instances(InstanceIo):
             return await self._changed(tenant, name, attempt)
         except InsulaError:  # such as a network that is full
             with contextlib.suppress(InsulaError):
-                if taken_back := await self._commit(tenant, name, undo):
-                    await self._converged(taken_back)
+                if taken_back := await self.commit(tenant, name, undo):
+                    await self.converged(taken_back)
             raise
 
     async def reconfigure(
@@ -439,7 +425,12 @@ class Instances(InstanceIo):
             admit(by, tenant, spec)
             return None if spec == before else await respecify(self.context, as_it_is(known), known.revision, spec)
 
-        return await self._whole(self._changed(tenant, name, attempt))
+        async def changed() -> InstanceView:
+            view = await self._changed(tenant, name, attempt)
+            await self.enforcement.enforced(tenant)
+            return view
+
+        return await self._whole(changed())
 
     async def wait(self, tenant: str, name: str) -> Exit:
         """Wait until PID 1 has ended, and return its exit; also for an instance that was removed when it ended."""

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from insula.control.context import Context, going_down
-from insula.control.keys import ENDPOINTS, GUARANTEES, NETWORKS, PEERINGS, ROUTERS, TENANTS
+from insula.control.keys import ADDRESS_GROUPS, ENDPOINTS, GUARANTEES, NETWORKS, PEERINGS, POLICIES, ROUTERS, TENANTS
 from insula.control.networks.intents import Intents
 from insula.control.tasks import Tasks
 from insula.model.errors import InsulaError, NotFound
@@ -61,7 +61,7 @@ class NetworkController:
 
     async def begin(self, revision: int) -> None:
         """Reconcile all tenants, and from now on each one that changes in the store after `revision`."""
-        kinds = (TENANTS, NETWORKS, ROUTERS, PEERINGS, ENDPOINTS, GUARANTEES)
+        kinds = (TENANTS, NETWORKS, ROUTERS, POLICIES, ADDRESS_GROUPS, PEERINGS, ENDPOINTS, GUARANTEES)
         for prefix in [kind.prefix_all() for kind in kinds]:
             self._watching.append(self._tasks.spawn(self._watch(prefix, revision)))
         await self.resync()

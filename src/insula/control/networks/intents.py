@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from insula.control.context import Context
-from insula.control.keys import ENDPOINTS, GUARANTEES, NETWORKS, PEERINGS, ROUTERS, TENANTS
+from insula.control.keys import (
+    ADDRESS_GROUPS,
+    ENDPOINTS,
+    GUARANTEES,
+    NETWORKS,
+    OPERATOR_POLICIES,
+    PEERINGS,
+    POLICIES,
+    ROUTERS,
+    TENANTS,
+)
 from insula.control.networks.shaping import floors_of, shaping_of
+from insula.model.errors import NotFound
 from insula.model.guarantees import Floors
-from insula.model.objects import Instance, Port
+from insula.model.objects import Instance, Port, Tenant
 from insula.model.peerings import Peering, PeeringSide
+from insula.model.policies import Policy, Selector
 from insula.model.service_endpoints import ServiceEndpoint
-from insula.network.intent import ConsumedService, PeeringIntent, ProvidedService, TenantIntent
+from insula.network.intent import ConsumedService, PeeringIntent, PolicyIntent, ProvidedService, TenantIntent
 from insula.network.link import measured_link
+from insula.network.policy_model import matches
+from insula.store.protocol import Entry
 
 
 class Intents:
@@ -51,10 +65,39 @@ class Intents:
             routers=[each.value for each in ROUTERS.sort_out(routers)[0]],
             ports=[port for instance, _ in instances for port in instance.ports],
             names={i.name: [a for port in i.plugged for a in addresses(port)] for i, runs in instances if runs},
+            policy=await self._policy(found.value),
             peerings=await self._peerings(name),
             shaping=shaping_of(found.value, guarantees, here, link),
             complete=not self.context.unreadable,
         )
+
+    async def policy(self, name: str) -> tuple[Tenant, PolicyIntent]:
+        """The tenant, and its policies with what they refer to. NotFound."""
+        if (found := await TENANTS.get(self.context.store, name)) is None:
+            raise NotFound(f"there is no tenant {name}", "`insula tenant ls` lists them")
+        return found.value, await self._policy(found.value)
+
+    async def _policy(self, tenant: Tenant) -> PolicyIntent:
+        store, name = self.context.store, tenant.name
+        policies, damaged = POLICIES.sort_out((await store.list(POLICIES.prefix(name))).entries)
+        tiers = sorted(await OPERATOR_POLICIES.list(store), key=lambda policy: (policy.priority, policy.name))
+        return PolicyIntent(
+            policies=[*(each.value for each in policies), *(_in_place_of(name, entry) for entry, _ in damaged)],
+            groups=await ADDRESS_GROUPS.readable(store, name),
+            labels=self.labels(name),
+            operator=[policy for policy in tiers if matches(policy.tenants, tenant.labels)],
+        )
+
+    async def judging(self, name: str) -> TenantIntent:
+        """The parts of the tenant's intent by which policies judge. NotFound."""
+        tenant, policy = await self.policy(name)
+        networks = await NETWORKS.readable(self.context.store, name)
+        ports = [port for instance, _ in self._instances(name) for port in instance.ports]
+        return TenantIntent(tenant=tenant, networks=networks, ports=ports, policy=policy)
+
+    def labels(self, name: str) -> Mapping[str, Mapping[str, str]]:
+        """The labels of the tenant's instances on this host, by their names."""
+        return {instance.name: instance.spec.labels for instance, _ in self._instances(name)}
 
     async def _peerings(self, name: str) -> list[PeeringIntent]:
         """The tenant's peerings that both sides agree on, with the other sides' networks and names."""
@@ -119,6 +162,13 @@ def _consumed(endpoint: ServiceEndpoint) -> ConsumedService:
         protocol=endpoint.protocol,
         port=endpoint.port,
     )
+
+
+def _in_place_of(tenant: str, damaged: Entry) -> Policy:
+    """The policy that is enforced in place of one that can't be read: whom it selects isn't known, so that everything
+    is denied until it is removed."""
+    (_, name) = POLICIES.parts(damaged.key)
+    return Policy(tenant=tenant, name=name, select=Selector(), directions=["in", "out"], dns=False, created=0.0)
 
 
 def addresses(port: Port) -> list[str]:

@@ -138,7 +138,8 @@ class Ports:
         fabric = self.context.fabric
         try:
             for before, (network, port) in enumerate(places):
-                work = functools.partial(fabric.plug, tenant, network, port, nic, [*beside, *places[:before]])
+                labels = self.networks.intents.labels(tenant.name).get(port.instance, {})
+                work = functools.partial(fabric.plug, tenant, network, port, nic, [*beside, *places[:before]], labels)
                 try:
                     await self.context.fabric_turn(tenant.name, work)
                 except (Conflict, Unavailable):  # the network is full, or the nic is of another kind

@@ -20,7 +20,7 @@ from insula.kernel.nftables import Nft
 from insula.model.errors import Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.model.routers import Router, RouterStatus
-from insula.network.fabric import Installed, NameLease, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
+from insula.network.fabric import CountedFlow, Installed, NameLease, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries
@@ -335,7 +335,6 @@ class LinuxFabric:
 
     @about_tenant
     def enforce(self, tenant: Tenant, policy: PolicyIntent) -> None:
-        """Change set elements and begin the next epoch, in one transaction."""
         namespace = self._tenant(tenant)
         self._names.enforce(tenant, policy, namespace.netns, self._upstream(tenant))
         namespace.policy.replace(policy)
@@ -430,6 +429,10 @@ class LinuxFabric:
     def traffic(self, tenant: Tenant, ports: Sequence[Port]) -> dict[int, Traffic]:
         """Return the counters of set elements (rules.py), which an instance can't reset or bypass."""
         return self._tenant(tenant).traffic(ports)
+
+    @about_tenant
+    def audited(self, tenant: Tenant) -> list[CountedFlow]:
+        return self._tenant(tenant).policy.audited()
 
     @about_tenant
     def egress_traffic(self, tenant: Tenant) -> Traffic | None:

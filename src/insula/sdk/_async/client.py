@@ -16,6 +16,11 @@ from insula.sdk._async.images import AsyncImageOperations
 from insula.sdk._async.instances import AsyncInstanceOperations
 from insula.sdk._async.networks import AsyncNetworkOperations
 from insula.sdk._async.peerings import AsyncPeeringOperations
+from insula.sdk._async.policies import (
+    AsyncAddressGroupOperations,
+    AsyncOperatorPolicyOperations,
+    AsyncPolicyOperations,
+)
 from insula.sdk._async.routers import AsyncRouterOperations
 from insula.sdk._async.tenants import AsyncTenantOperations
 from insula.sdk._async.transport import AsyncTransport
@@ -38,6 +43,9 @@ class AsyncInsula:
         self.tenants = AsyncTenantOperations(caller)
         self.networks = AsyncNetworkOperations(caller)
         self.guarantees = AsyncGuaranteeOperations(caller)
+        self.policies = AsyncPolicyOperations(caller)
+        self.address_groups = AsyncAddressGroupOperations(caller)
+        self.operator_policies = AsyncOperatorPolicyOperations(caller)
         self.routers = AsyncRouterOperations(caller)
         self.peerings = AsyncPeeringOperations(caller)
         self.endpoints = AsyncServiceEndpointOperations(caller)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Literal, Unpack
 
+from msgspec import UNSET
+
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment
-from insula.model.views import ExecSpec, ResourcesPatch, Started, StatsSample
+from insula.model.views import ExecSpec, InstancePatch, Started, StatsSample
 from insula.sdk import answers
 from insula.sdk._async.calls import AsyncCaller, request
 from insula.sdk._async.items import AsyncItems, as_sent, lines, log_outputs
@@ -52,11 +54,18 @@ class AsyncInstanceOperations:
         )
 
     async def update(
-        self, tenant: str, name: str, *, idempotency_key: str | None = None, **limits: Unpack[ResourceOptions]
+        self,
+        tenant: str,
+        name: str,
+        *,
+        labels: Mapping[str, str | None] | None = None,
+        idempotency_key: str | None = None,
+        **limits: Unpack[ResourceOptions],
     ) -> AnyInstance:
-        """Change the given limits, at once if it runs."""
+        """Change the given limits and labels, at once if it runs. A label with the value None is removed."""
+        patch = InstancePatch(labels=UNSET if labels is None else dict(labels), **limits)
         return await self._caller.change(
-            answers.INSTANCE, "PATCH", *_path(tenant, name), body=ResourcesPatch(**limits), key=idempotency_key
+            answers.INSTANCE, "PATCH", *_path(tenant, name), body=patch, key=idempotency_key
         )
 
     async def rename(self, tenant: str, name: str, to: str, *, idempotency_key: str | None = None) -> AnyInstance:

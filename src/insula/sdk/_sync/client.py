@@ -16,6 +16,11 @@ from insula.sdk._sync.images import ImageOperations
 from insula.sdk._sync.instances import InstanceOperations
 from insula.sdk._sync.networks import NetworkOperations
 from insula.sdk._sync.peerings import PeeringOperations
+from insula.sdk._sync.policies import (
+    AddressGroupOperations,
+    OperatorPolicyOperations,
+    PolicyOperations,
+)
 from insula.sdk._sync.routers import RouterOperations
 from insula.sdk._sync.tenants import TenantOperations
 from insula.sdk._sync.transport import Transport
@@ -36,6 +41,9 @@ class Insula:
         self.tenants = TenantOperations(caller)
         self.networks = NetworkOperations(caller)
         self.guarantees = GuaranteeOperations(caller)
+        self.policies = PolicyOperations(caller)
+        self.address_groups = AddressGroupOperations(caller)
+        self.operator_policies = OperatorPolicyOperations(caller)
         self.routers = RouterOperations(caller)
         self.peerings = PeeringOperations(caller)
         self.endpoints = ServiceEndpointOperations(caller)

@@ -18,7 +18,9 @@ from insula.control.identities.authority import Authority
 from insula.control.identities.verbs import Identities
 from insula.control.instances.specs import check_labels
 from insula.control.instances.verbs import Instances
+from insula.control.networks.address_groups import AddressGroups
 from insula.control.networks.guarantees import Guarantees
+from insula.control.networks.policies import Policies
 from insula.control.networks.routers import Routers
 from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
@@ -66,6 +68,8 @@ class Verbs:
     networks: Networks
     routers: Routers
     guarantees: Guarantees
+    policies: Policies
+    address_groups: AddressGroups
     instances: Instances
 
 

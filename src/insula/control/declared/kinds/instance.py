@@ -25,7 +25,7 @@ from insula.model import upgrades
 from insula.model.errors import NotFound
 from insula.model.objects import Healthcheck, Instance, InstanceSpec, NetworkAttachment, RestartPolicy
 from insula.model.own_views import HIDDEN
-from insula.model.views import ResourcesPatch
+from insula.model.views import InstancePatch, ResourcesPatch
 
 _ELSEWHERE = ("name", "labels")  # fields of InstanceSpec that are metadata of the document
 _CHANGED = ("restart", "stop_timeout")
@@ -132,7 +132,7 @@ class InstanceKind(DeclaredKind):
             await self._connect(verbs, ref, msgspec.convert(new["networks"], list[NetworkAttachment]))
         resources = {name: value for name, value in new["resources"].items() if old["resources"][name] != value}
         if resources:
-            await verbs.instances.update(ref.tenant, ref.name, msgspec.convert(resources, ResourcesPatch))
+            await verbs.instances.update(ref.tenant, ref.name, msgspec.convert(resources, InstancePatch))
         if new["wanted"] == "stopped":
             await verbs.instances.stop(ref.tenant, ref.name)
         elif old["wanted"] == "stopped" or await self._has_failed(verbs, ref):

@@ -14,6 +14,7 @@ from insula.control.declared.kinds.guarantee import GuaranteeKind
 from insula.control.declared.kinds.identities import BindingKind, ServiceAccountKind, UserKind
 from insula.control.declared.kinds.instance import InstanceKind
 from insula.control.declared.kinds.network import NetworkKind
+from insula.control.declared.kinds.policy import AddressGroupKind, PolicyKind
 from insula.control.declared.kinds.router import RouterKind
 from insula.control.declared.kinds.tenant import TenantKind
 
@@ -26,6 +27,8 @@ KINDS: Mapping[str, DeclaredKind] = {
         BindingKind(),
         NetworkKind(),
         RouterKind(),
+        AddressGroupKind(),
+        PolicyKind(),
         InstanceKind(),
         GuaranteeKind(),
     )

@@ -18,9 +18,10 @@ from insula.kernel.netlink.maps import KeyInterval
 from insula.kernel.netlink.nftables import NftablesSocket
 from insula.model.errors import Failed
 from insula.model.objects import Network, Port
+from insula.network.fabric import CountedFlow
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.linux.epoch import Epoch
-from insula.network.linux.policy import elements
+from insula.network.linux.policy import audit, elements
 from insula.network.linux.policy.compiler import Compiler, PolicyMember, member_of, members_of
 from insula.network.linux.policy.elements import SetContents
 from insula.network.linux.policy.operator import compile_operator
@@ -144,6 +145,10 @@ class InstalledPolicy:
                 return self._change(have, self._compiled())
             elements.add_address(wanted, address, number)
         return self._change(have, {name: have[name] | some for name, some in wanted.items()})
+
+    def audited(self) -> list[CountedFlow]:
+        """Return the flows that were counted for policies in audit."""
+        return audit.read(self._nftables, self._table)
 
     def drift(self) -> list[str]:
         """Return differences between what the kernel has and what was installed last, as text."""

@@ -1,0 +1,84 @@
+"""Change limits and labels of an instance while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from insula.control.allocation.quotas import check_resources, merge
+from insula.control.context import Context
+from insula.control.disk import with_disk_defaults
+from insula.control.instances.admission import respecify
+from insula.control.instances.checks import Known, as_it_is
+from insula.control.instances.specs import check_labels
+from insula.control.networks.enforcement import Enforcement
+from insula.control.tenants import Tenants
+from insula.model.errors import Denied, InsulaError
+from insula.model.objects import Instance, InstanceSpec
+from insula.model.views import InstancePatch, InstanceView, ResourcesPatch
+from insula.store.typed import Found
+
+
+class Updating(Protocol):
+    """What a change needs of `Instances`."""
+
+    context: Context
+    tenants: Tenants
+    enforcement: Enforcement
+
+    async def commit(
+        self, tenant: str, name: str, attempt: Callable[[Known], Awaitable[Found[Instance] | None]]
+    ) -> Found[Instance] | None: ...
+
+    async def converged(self, found: Found[Instance]) -> InstanceView: ...
+
+
+async def update(
+    instances: Updating, tenant: str, name: str, patch: ResourcesPatch, keep: Mapping[str, str]
+) -> InstanceView:
+    """Commit the change, and return when it is in force; after an error it is taken back."""
+    before = InstanceSpec(image="")
+    context = instances.context
+    limits = ResourcesPatch(**{each: getattr(patch, each) for each in ResourcesPatch.__struct_fields__})
+    labels = patch.labels if isinstance(patch, InstancePatch) and patch.labels is not msgspec.UNSET else None
+
+    async def attempt(known: Known) -> Found[Instance]:
+        nonlocal before
+        before, resources = known.instance.spec, known.instance.spec.resources
+        if labels is None or limits != ResourcesPatch():
+            limited = (await instances.tenants.find(tenant)).value.limits
+            checked = check_resources(merge(resources, limits))
+            resources = with_disk_defaults(limited, checked, context.settings.storage)
+        new = before.labels if labels is None else check_labels(_relabelled(before.labels, labels))
+        if not keep.items() <= new.items():
+            raise Denied("the token is for instances with certain labels", "these labels must stay")
+        spec = msgspec.structs.replace(before, resources=resources, labels=new)
+        return await respecify(context, as_it_is(known), known.revision, spec)
+
+    async def undo(known: Known) -> Found[Instance] | None:
+        spec = msgspec.structs.replace(known.instance.spec, resources=before.resources, labels=before.labels)
+        return await respecify(context, as_it_is(known), known.revision, spec, undo=True)
+
+    found = await instances.commit(tenant, name, attempt)
+    assert found
+    try:
+        return await _in_force(instances, found, relabels=labels is not None)
+    except InsulaError:  # the kernel refuses them
+        if taken_back := await instances.commit(tenant, name, undo):
+            await _in_force(instances, taken_back, relabels=labels is not None)
+        raise
+
+
+async def _in_force(instances: Updating, found: Found[Instance], *, relabels: bool) -> InstanceView:
+    """Return when limits are in force, and after other labels the policies that select by them."""
+    view = await instances.converged(found)
+    if relabels:
+        await instances.enforcement.enforced(found.value.tenant)
+    return view
+
+
+def _relabelled(labels: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    merged: dict[str, str | None] = {**labels, **changes}
+    return {name: value for name, value in merged.items() if value is not None}
