@@ -41,6 +41,7 @@ table inet t {
         reject with icmpx admin-prohibited
     }
     set open4 { type ipv4_addr; }
+    set bridges { type ifname; elements = { "br1" }; }
     SETS
     set queries4 { type ipv4_addr; size 65535; flags dynamic; }
     set queries6 { type ipv6_addr; size 65535; flags dynamic; }

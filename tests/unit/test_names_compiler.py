@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from insula.model.errors import Invalid
 from insula.model.objects import Network, Port, Tenant
 from insula.model.policies import (
     AddressGroup,
+    AnyPeer,
     CidrPeer,
     GroupPeer,
     LabelRequirement,
@@ -17,7 +21,7 @@ from insula.model.policies import (
     Selector,
 )
 from insula.network.intent import PolicyIntent, TenantIntent
-from insula.network.names.compiler import client_rules, egress_rules, has_names
+from insula.network.names.compiler import check_rule, client_rules, egress_rules, has_names
 from insula.network.names.rules import ClientRules, DestinationRange, NameRule, OperatorRange
 from tests.support.policy_lab import policy
 
@@ -59,6 +63,27 @@ def test_ports_and_protocols() -> None:
         NameRule("a.test", "icmpv6"),
     )
     assert rules_of(named("a.test", ports=(PortMatch(protocol="icmp", icmp_type=8),))) is None
+
+
+def test_rules_that_can_not_be_leased_are_refused_when_they_are_made() -> None:
+    def rule(name: str, *ports: PortMatch) -> PolicyRule:
+        return PolicyRule(direction="out", peers=[NamePeer(name=name), AnyPeer()], ports=list(ports))
+
+    assert check_rule(rule("API.Example.com.", PortMatch(protocol="tcp", port=1, end_port=64))).peers[0] == NamePeer(
+        name="api.example.com"
+    )
+    for wrong in (
+        rule("*.com"),
+        rule("1.2.3.4"),
+        rule("web.acme.internal"),
+        rule("a.test", PortMatch(protocol="tcp", port=1, end_port=65)),
+        rule("a.test", PortMatch(protocol="icmp", icmp_type=8)),
+    ):
+        with pytest.raises(Invalid):
+            check_rule(wrong)
+    assert rules_of(named("*.com")) is None, "one that was made all the same opens nothing"
+    other = PolicyRule(direction="out", peers=[AnyPeer()], ports=[PortMatch(protocol="tcp", port=1, end_port=65535)])
+    assert check_rule(other) is other
 
 
 def test_which_instances_have_rules() -> None:

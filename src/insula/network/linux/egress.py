@@ -18,7 +18,7 @@ from ipaddress import IPv4Network
 from insula.kernel import netlink
 from insula.kernel.netlink import NetlinkError, Rtnl
 from insula.kernel.netns import OWN, call_in, call_in_new
-from insula.model.errors import Unavailable
+from insula.model.errors import Failed, Unavailable
 from insula.network.linux import naming, sysctl
 from insula.network.linux.tenant import TenantNamespace
 
@@ -35,8 +35,16 @@ _SETTINGS = {
 def connect(namespace: TenantNamespace) -> int:
     """Make a namespace that is connected to the router in `namespace`; returns a descriptor, which the caller closes.
 
-    Unavailable if there are too many, OSError.
+    Unavailable if there are too many, Failed.
     """
+    try:
+        return _connect(namespace)
+    except OSError as error:
+        what = f"the network of tenant {namespace.tenant.name} can't be used: {error.strerror or error}"
+        raise Failed(what, "try again; see insulad's log") from error
+
+
+def _connect(namespace: TenantNamespace) -> int:
     netns = call_in_new(lambda: os.open(OWN, os.O_RDONLY | os.O_CLOEXEC))
     try:
         number = _link(namespace.rtnl, netns)

@@ -15,9 +15,8 @@ from insula.kernel import netlink
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink.nftables import NftablesSocket
-from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
-from insula.model.errors import Failed, InsulaError, NotFound, Unavailable
+from insula.model.errors import InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.model.routers import Router, RouterStatus
 from insula.network.fabric import CountedFlow, Installed, NameLease, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
@@ -264,22 +263,12 @@ class LinuxFabric:
             namespace.close()
         self.shaper.remove(host, index)
         self._peers.forget(name)
-        self._remove_devices(name)
+        overlay.remove(self.naming.namespace(name))
         if self._outside:
             self._outside.remove(name, index)
         host.execute(netlink.delete_link(name=self.naming.uplink(index)))
         namespaces.remove(self.naming.namespace(name))
         self._records.remove(name)
-
-    def _remove_devices(self, name: str) -> None:
-        """Delete the tenant's VXLAN devices and peerings now: a namespace ends some time later, and its VNIs are taken
-        until then."""
-        netns = namespaces.open_named(self.naming.namespace(name))
-        if netns is not None:
-            try:
-                call_in(netns, overlay.remove)
-            finally:
-                os.close(netns)
 
     def _upstream(self, tenant: Tenant) -> list[str]:
         """Return the upstream servers of the tenant's resolver: ports at the host's end of its uplink, which the host's
@@ -363,11 +352,7 @@ class LinuxFabric:
     def egress(self, tenant: Tenant) -> int:
         """Return a descriptor of a new network namespace with the tenant's way out, and nothing else."""
         self._check_recorded(tenant)
-        try:
-            return egress.connect(self._tenant(tenant))
-        except OSError as error:
-            what = f"the network of tenant {tenant.name} can't be used: {error.strerror or error}"
-            raise Failed(what, "try again; see insulad's log") from error
+        return egress.connect(self._tenant(tenant))
 
     # -- reading back ----------------------------------------------------------------------------------------------
 
@@ -447,13 +432,7 @@ class LinuxFabric:
     @about_host
     def strange_devices(self, ports: Mapping[int, int], owners: Sequence[Port]) -> list[str]:
         """Find devices other than ports that lead out of instances' namespaces."""
-        with contextlib.ExitStack() as stack:
-            tenants: dict[str, int] = {}
-            for name in {port.tenant for port in owners}:
-                if (netns := namespaces.open_named(self.naming.namespace(name))) is not None:
-                    stack.callback(os.close, netns)
-                    tenants[name] = netns
-            return inside.strange_devices(ports, owners, tenants)
+        return inside.strange_devices(ports, owners, self.naming)
 
     # -- cleaning up -----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ or to another instance. If there is one, the two were joined from the host, and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +16,26 @@ from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink.messages import Link
 from insula.kernel.netns import call_in
 from insula.model.objects import Port
-from insula.network.linux import naming
+from insula.network.linux import namespaces, naming
+from insula.network.linux.naming import Naming
 
 _LOOPBACK = 1
 
 
-def strange_devices(ports: Mapping[int, int], owners: Sequence[Port], tenants: Mapping[str, int]) -> list[str]:
-    """Return the wrong devices inside instances, as text.
+def strange_devices(ports: Mapping[int, int], owners: Sequence[Port], names: Naming) -> list[str]:
+    """Return the wrong devices inside instances, as text. `ports` has descriptors of the instances' namespaces by the
+    index of the port."""
+    with contextlib.ExitStack() as stack:
+        tenants: dict[str, int] = {}
+        for name in {port.tenant for port in owners}:
+            if (netns := namespaces.open_named(names.namespace(name))) is not None:
+                stack.callback(os.close, netns)
+                tenants[name] = netns
+        return _strange_devices(ports, owners, tenants)
 
-    `ports` has descriptors of the instances' namespaces by the index of the port, `tenants` those of the tenants'
-    namespaces by name.
-    """
+
+def _strange_devices(ports: Mapping[int, int], owners: Sequence[Port], tenants: Mapping[str, int]) -> list[str]:
+    """`tenants` has descriptors of the tenants' namespaces by name."""
     host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         known = {"the host": host, **{f"tenant {name}": netns for name, netns in tenants.items()}}

@@ -35,8 +35,8 @@ _SETS: Final = """
 _CHAINS: Final = f"""
     chain names_redirect {{
         type nat hook prerouting priority -101; policy accept;
-        ip saddr @named4 goto from_named
-        ip6 saddr @named6 goto from_named
+        iifname @bridges ip saddr @named4 goto from_named
+        iifname @bridges ip6 saddr @named6 goto from_named
     }}
     chain from_named {{
         meta nfproto ipv4 meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {ADDRESS4}:{DNS_PORT}

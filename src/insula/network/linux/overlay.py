@@ -16,17 +16,20 @@ other hosts (rules.py), and from the gateway's MAC address those of networks tha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Request, Rtnl
 from insula.kernel.netlink.messages import Link, VxlanSettings
+from insula.kernel.netns import call_in
 from insula.model.errors import Invalid, Unavailable
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
 from insula.network.intent import RemotePort, TenantIntent
-from insula.network.linux import naming
+from insula.network.linux import namespaces, naming
 from insula.network.linux.state import InstalledState
 from insula.network.linux.underlay import Members, Underlay
 
@@ -103,7 +106,18 @@ def delete(rtnl: Rtnl, network: Network, now: InstalledState) -> None:
         now.forwarding.difference_update([entry for entry in now.forwarding if entry[0] == link.index])
 
 
-def remove() -> None:
+def remove(path: Path) -> None:
+    """Delete a tenant's VXLAN devices and peerings now: its namespace, mounted at `path`, ends some time later,
+    and its VNIs are taken until then."""
+    netns = namespaces.open_named(path)
+    if netns is not None:
+        try:
+            call_in(netns, _remove)
+        finally:
+            os.close(netns)
+
+
+def _remove() -> None:
     """Delete all devices of the calling thread's namespace that lead to other hosts or other tenants."""
     with Rtnl() as rtnl:
         heads = ("vx", naming.PEERING)

@@ -7,8 +7,12 @@ they open is open without a check.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import msgspec
+
+from insula.model.errors import Invalid
 from insula.model.objects import Port
 from insula.model.policies import (
     AnyPeer,
@@ -105,14 +109,32 @@ def _selects(selector: Selector, labels: Mapping[str, str]) -> bool:
     return True
 
 
+def check_rule(rule: PolicyRule) -> PolicyRule:
+    """Return a rule with its names in canonical form. `Invalid` if a name is none, or its ports can't be leased."""
+    if not any(isinstance(peer, NamePeer) for peer in rule.peers):
+        return rule
+    for match in rule.ports:
+        if match.icmp_type is not None:
+            raise Invalid("a rule with a DNS name has an ICMP type", "write icmp, which is all types")
+        if match.port is not None and (match.end_port or match.port) - match.port >= MAX_PORTS:
+            hint = f"list at most {MAX_PORTS} in a range, or leave them out for all ports"
+            raise Invalid("a rule with a DNS name has too many ports", hint)
+    peers = [
+        msgspec.structs.replace(peer, name=str(parse_pattern(peer.name))) if isinstance(peer, NamePeer) else peer
+        for peer in rule.peers
+    ]
+    return msgspec.structs.replace(rule, peers=peers)
+
+
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
 def _name_rules(rule: PolicyRule) -> Iterator[NameRule]:
     for peer in rule.peers:
         if isinstance(peer, NamePeer):
-            pattern = str(parse_pattern(peer.name))
-            yield from (NameRule(pattern, protocol, ports) for protocol, ports in _protocols(rule.ports))
+            with contextlib.suppress(Invalid):  # `check_rule` refuses it when the policy is made
+                pattern = str(parse_pattern(peer.name))
+                yield from (NameRule(pattern, protocol, ports) for protocol, ports in _protocols(rule.ports))
 
 
 def _protocols(matches: Sequence[PortMatch]) -> Iterator[tuple[Protocol, tuple[int, ...]]]:
