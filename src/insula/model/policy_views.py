@@ -92,8 +92,18 @@ class EffectiveOperatorRule(Struct, kw_only=True):
     rule: OperatorRule
 
 
+class LeasedAddress(Struct, kw_only=True):
+    """An address that an instance may reach because it has asked for names of rules, and for how many seconds more. It
+    is renewed while there is a connection."""
+
+    address: str
+    names: list[str]
+    seconds: float
+
+
 class EffectivePolicies(Struct, kw_only=True):
-    """All that applies to an instance. `dns`: whether it may ask the resolver at its gateway, and `dns_reason` why."""
+    """All that applies to an instance. `dns`: whether it may ask the resolver at its gateway, and `dns_reason` why.
+    `leases` are the addresses that it may reach by DNS names now."""
 
     tenant: str
     instance: str
@@ -101,6 +111,7 @@ class EffectivePolicies(Struct, kw_only=True):
     directions: list[EffectiveDirection]
     dns: bool
     dns_reason: str
+    leases: list[LeasedAddress] = []
 
 
 class AddressGroupSpec(Struct, kw_only=True):

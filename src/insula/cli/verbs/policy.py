@@ -162,6 +162,9 @@ def _show_effective(client: Client, arguments: Arguments) -> int:
         if direction["audited_by"]:
             print(f"{'':10} counted for {clean(', '.join(direction['audited_by']))}, in audit")
     print(f"{'dns':10} {clean(found['dns_reason'])}")
+    for lease in found["leases"]:
+        what = f"{lease['address']} for {', '.join(lease['names'])}, {lease['seconds']:.0f} s more"
+        print(f"{'leased':10} {clean(what)}")
     return 0
 
 

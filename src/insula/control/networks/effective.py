@@ -11,9 +11,11 @@ from insula.model.policy_views import (
     EffectiveOperatorRule,
     EffectivePolicies,
     EffectiveRule,
+    LeasedAddress,
 )
-from insula.network.fabric import CountedFlow
+from insula.network.fabric import CountedFlow, NameLease
 from insula.network.intent import PolicyIntent, TenantIntent
+from insula.network.names.compiler import has_names
 from insula.network.policy_model import matches, port_of, would_deny
 
 
@@ -22,12 +24,16 @@ def selected(policy: Policy, labels: Mapping[str, Mapping[str, str]]) -> list[st
     return sorted(name for name, own in labels.items() if matches(policy.select, own))
 
 
-def effective(tenant: str, instance: str, intent: PolicyIntent) -> EffectivePolicies:
-    """Return all that applies to an instance."""
+def effective(tenant: str, instance: str, intent: PolicyIntent, leases: Iterable[NameLease] = ()) -> EffectivePolicies:
+    """Return all that applies to an instance; `leases` are those of the tenant."""
     labels = intent.labels.get(instance, {})
     selecting = [policy for policy in intent.policies if matches(policy.select, labels)]
     deaf = [p.name for p in selecting if not p.dns and not p.audit and "out" in p.directions]
-    reason = f"closed by policy {', '.join(deaf)}" if deaf else "the resolver at the gateway is open unless --no-dns"
+    named = has_names(policy for policy in selecting if not policy.audit)
+    open_ = (
+        "names of rules and the tenant's own only" if named else "the resolver at the gateway is open unless --no-dns"
+    )
+    reason = f"closed by policy {', '.join(deaf)}" if deaf else open_
     return EffectivePolicies(
         tenant=tenant,
         instance=instance,
@@ -35,6 +41,11 @@ def effective(tenant: str, instance: str, intent: PolicyIntent) -> EffectivePoli
         directions=[_direction(direction, selecting) for direction in ("in", "out")],
         dns=not deaf,
         dns_reason=reason,
+        leases=[
+            LeasedAddress(address=each.address, names=list(each.names), seconds=each.seconds)
+            for each in leases
+            if each.instance == instance
+        ],
     )
 
 

@@ -6,6 +6,7 @@ taken back: after an error nothing has changed.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -73,7 +74,11 @@ class Policies:
         if check_label("instance", instance) not in self.enforcement.intents.labels(tenant):
             raise NotFound(f"tenant {tenant} has no instance {instance}", f"{cli_command(tenant, 'ps -a')} lists them")
         _, policy = await self.enforcement.intents.policy(tenant)
-        return effective(owner.name, instance, policy)
+        try:
+            leases = await asyncio.to_thread(self.context.fabric.leases, owner)
+        except NotFound:  # the tenant's namespace is not there yet
+            leases = []
+        return effective(owner.name, instance, policy, leases)
 
     # -- changing --------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address, ip_network
 from typing import TypeVar
@@ -25,6 +24,7 @@ from insula.model.policies import (
     Selector,
 )
 from insula.model.units import check_label, shorten
+from insula.network.names.compiler import check_rule as check_names
 
 R = TypeVar("R", PolicyRule, OperatorRule)
 MAX_PEERS_IN_ALL = 1024
@@ -88,7 +88,7 @@ def check_rules(given: Sequence[PolicyRule], directions: Sequence[Direction]) ->
         for peer in rule.peers:
             if isinstance(peer, NamePeer) and rule.direction == "in":
                 raise Invalid(f"{shorten(peer.name)} can't be the source of a rule", "use an address or labels")
-        checked = _check_rule(rule)
+        checked = check_names(_check_rule(rule))
         if checked not in found:
             found.append(checked)
     _check_size(found)
@@ -128,8 +128,6 @@ def _check_peer(peer: PolicyPeer) -> PolicyPeer:
             check_label("network", peer.network)
     elif isinstance(peer, GroupPeer):
         check_label("group", peer.group)
-    elif isinstance(peer, NamePeer):
-        return replace(peer, name=_check_name(peer.name))
     elif isinstance(peer, CidrPeer):
         cidr = check_cidr(peer.cidr)
         return replace(peer, cidr=cidr, exceptions=[_check_exception(cidr, each) for each in peer.exceptions])
@@ -141,13 +139,6 @@ def _check_exception(cidr: str, text: str) -> str:
     if ip_network(exception).version != ip_network(cidr).version:
         raise Invalid(f"{exception} is no exception of {cidr}", "both have the same IP version")
     return exception
-
-
-def _check_name(name: str) -> str:
-    plain = name.lower().rstrip(".")
-    if len(plain) > rules.MAX_DOMAIN or not re.fullmatch(rules.NAME_PATTERN, plain) or "." not in plain:
-        raise Invalid(f"{shorten(name)} is no DNS name", "as in api.example.com, or *.example.com")
-    return plain
 
 
 def _check_port(match: PortMatch) -> PortMatch:
