@@ -9,12 +9,13 @@ It shares no code with what installs rules and with what interprets them; a test
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple
 
 from insula.model.objects import Network, Port
+from insula.model.policies import PortMatch
 from insula.model.routers import Router
 from insula.network import reference_policies
 from insula.network.endpoints import port_name
@@ -118,6 +119,11 @@ class ReferenceModel:
                 if (":" in route.destination) == (self.version == 6):
                     into.addresses.add(*range_of(route.destination))
         for peering in self.intent.peerings:
+            for service in peering.consumes:
+                reference_policies.cut_port(PortMatch(protocol=service.protocol, port=service.port), into)
+                for text in service.addresses:
+                    if (":" in text) == (self.version == 6):
+                        into.addresses.add(int(ip_address(text)), int(ip_address(text)))
             for subnet in self._beyond(peering):
                 into.addresses.add(*subnet)
             for match in peering.allow:
@@ -153,6 +159,8 @@ class ReferenceModel:
                     found.permit(NetworkPlace("router"), to_router.permitted << cell)
                 else:
                     found.permit(NetworkPlace("router"), to_router.permitted & ~services.of_resolver << cell)
+                for peer, matches in self._services_at(mine, range_):
+                    found.permit(peer, policies.of_ports(matches) << cell)
                 if (place := self._destination(mine, range_, owners)) is None:
                     continue
                 allowed = policies.allowed(sender.address.low, range_)
@@ -160,6 +168,15 @@ class ReferenceModel:
                 if self._is_required(mine, range_, place, owners):
                     found.require(place, (allowed & usual) << cell)
         return found
+
+    def _services_at(self, mine: Port, range_: NumberRange) -> Iterator[tuple[NetworkPlace, list[PortMatch]]]:
+        """Yield the peers that service endpoints at an address lead to, with the endpoints' ports."""
+        for peering in self.intent.peerings:
+            for each in peering.consumes:
+                here = [int(ip_address(a)) for a in each.addresses if (":" in a) == (self.version == 6)]
+                if each.network == mine.network and range_.low == range_.high and range_.low in here:
+                    match = PortMatch(protocol=each.protocol, port=each.port)
+                    yield NetworkPlace("peer", peering.peer.name), [match]
 
     def _destination(self, mine: Port, range_: NumberRange, owners: Mapping[int, Port]) -> NetworkPlace | None:
         """Return where packets of a port to these addresses end; None if nowhere."""
@@ -257,7 +274,8 @@ class ReferenceModel:
         return None
 
     def _beyond(self, peering: PeeringIntent) -> list[NumberRange]:
-        return [subnet for network in peering.others if (subnet := self.subnet(network))]
+        others = peering.others if peering.routed else ()
+        return [subnet for network in others if (subnet := self.subnet(network))]
 
     def of_uplink(self, space: Space) -> Expectation:
         """Return what packets from the uplink should reach: nothing that they begin."""

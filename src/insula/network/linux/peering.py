@@ -9,6 +9,7 @@ connections to are elements of two sets. Whichever tenant's state is applied mak
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -77,7 +78,7 @@ def _configure(name: str, link: Link, end: PeeringEnd, mac: str, other: str) -> 
     settings = {"disable_ipv6": "0" if six else "1", "accept_ra": "0"}
     call_in(end.netns, lambda: sysctl.write({f"ipv6/conf/{name}/{key}": value for key, value in settings.items()}))
     if (link.up, link.mac, link.mtu) != (True, mac, MTU):
-        link_local = False if six else None
+        link_local = False if os.path.exists("/proc/sys/net/ipv6") else None
         end.rtnl.execute(netlink.set_link(link.index, up=True, mac=mac, mtu=MTU, link_local=link_local))
     hops = (HOP4, HOP6) if six else (HOP4,)
     end.rtnl.execute(*(netlink.add_neighbour(link.index, hop, other) for hop in hops))

@@ -274,7 +274,7 @@ def _peering_drift(namespace: TenantNamespace, links: dict[int, Link]) -> Iterat
             for entry in namespace.rtnl.neighbours(family)
             if entry.permanent and entry.index == link.index
         }
-        for hop in sorted(map(str, hops - known)):
+        for hop in sorted(hop for hop in hops - known if hop):
             yield f"next hop {hop} of {link.name} is unknown"
 
 

@@ -51,6 +51,15 @@ table inet {table} {{
         meta l4proto {{ tcp, udp }} dnat ip to iifname . ip daddr . meta l4proto . th dport map @endpoints4
         meta l4proto {{ tcp, udp }} dnat ip6 to iifname . ip6 daddr . meta l4proto . th dport map @endpoints6
     }}
+    chain forward {{
+        type filter hook forward priority -10; policy accept;
+        oifname "{peering}*" ip daddr {range4} goto translated
+        oifname "{peering}*" ip6 daddr {range6} goto translated
+    }}
+    chain translated {{
+        ct status dnat accept
+        drop
+    }}
     chain postrouting {{
         type nat hook postrouting priority 90; policy accept;
         oifname "{peering}*" ip daddr {range4} snat ip to oifname map @transit4
