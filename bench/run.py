@@ -20,7 +20,7 @@ from tests.support.peers import Host, Missing
 
 SECTIONS = (
     *("launch", "steps", "runtimes", "burst", "scale", "start", "commands", "api", "memory", "network", "overlay"),
-    *("accounting", "revocation", "names", "stalls"),
+    *("policy", "accounting", "revocation", "names", "stalls"),
 )
 REPORT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks

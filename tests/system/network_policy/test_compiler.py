@@ -7,15 +7,18 @@ from random import Random
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
 from insula.model.policies import InstancePeer, Policy, PolicyRule, PortMatch, Selector
 from insula.network.intent import PolicyIntent, TenantIntent
+from insula.network.linux.epoch import Epoch
 from insula.network.linux.policy import chains, elements
 from insula.network.linux.policy.compiler import Compiler, members_of
 from insula.network.linux.policy.operator import compile_operator
+from insula.network.linux.policy.state import InstalledPolicy
 from insula.network.policy_model import is_inside, judge
 from tests.support import policies
 
@@ -59,22 +62,25 @@ def addresses(intent: TenantIntent) -> list[str]:
 @given(worlds=st.lists(policies.intents(), min_size=1, max_size=3), seed=st.integers(0, 1 << 32))
 def test_sets_in_the_kernel_mean_what_the_model_says(worlds: list[TenantIntent], seed: int) -> None:
     random = Random(seed)
-    tiers = {"address": "unknown", "operator": "operator", "out": "out", "in": "in"}
     for intent, sets in zip(worlds, in_new_table(worlds), strict=True):
-        every = addresses(intent)
-        for _ in range(200):
-            source, destination = random.choice(every), random.choice(every)
-            if ip_address(source).version != ip_address(destination).version:
-                continue
-            inside = is_inside(intent, source), is_inside(intent, destination)
-            if inside == (False, False):
-                continue
-            crossing = {(True, False): "out", (False, True): "in"}.get(inside, "")
-            protocol = random.choice(("tcp", "udp", "icmp", "icmpv6", "sctp"))
-            port = random.choice((8, 13, 128) if "icmp" in protocol else (*policies.PORTS, 2, 5000, 65534))
-            wanted = judge(intent, source, destination, protocol, port)
-            found = policies.judged(sets, source, destination, protocol, port, crossing)
-            assert found == ("" if wanted.allowed else tiers[wanted.tier]), (source, destination, protocol, port)
+        check(intent, sets, random, 200)
+
+
+def check(intent: TenantIntent, sets: elements.SetContents, random: Random, rounds: int) -> None:
+    """Compare what sets mean with the reference model, for random connections."""
+    tiers = {"address": "unknown", "operator": "operator", "out": "out", "in": "in"}
+    every = addresses(intent)
+    for _ in range(rounds):
+        source, destination = random.choice(every), random.choice(every)
+        inside = is_inside(intent, source), is_inside(intent, destination)
+        if ip_address(source).version != ip_address(destination).version or inside == (False, False):
+            continue
+        crossing = {(True, False): "out", (False, True): "in"}.get(inside, "")
+        protocol = random.choice(("tcp", "udp", "icmp", "icmpv6", "sctp"))
+        port = random.choice((8, 13, 128) if "icmp" in protocol else (*policies.PORTS, 2, 5000, 65534))
+        wanted = judge(intent, source, destination, protocol, port)
+        found = policies.judged(sets, source, destination, protocol, port, crossing)
+        assert found == ("" if wanted.allowed else tiers[wanted.tier]), (source, destination, protocol, port)
 
 
 def policy(name: str, app: str, *ports: int) -> Policy:
@@ -121,3 +127,45 @@ def test_an_instance_more_is_two_elements_for_each_address_whatever_the_number_o
 def test_narrowing_a_policy_changes_one_entry_of_the_two_classes() -> None:
     before, after = (compiled(world([policy("p", "app1", *ports)], 50)) for ports in ((80, 81), (80,)))
     assert {name for name in after if after[name] != before[name]} == {"ports", "pairs_in"}
+
+
+def after_changes(intent: TenantIntent, later: list[list[Policy]]) -> list[elements.SetContents]:
+    """Have an intent installed, then other policies one after the other; what the kernel has after each of these."""
+
+    def work() -> list[elements.SetContents]:
+        found = []
+        with Nft() as nft:
+            own = "set judged { type mark; }\nmap epoch { type nf_proto : mark; }\n"
+            nft.run(f"table inet {TABLE} {{ {own} {chains.sets()} {chains.chains()} chain by_name {{ }}\n }}")
+            socket = NftablesSocket()
+            try:
+                installed = InstalledPolicy(socket, TABLE, Epoch(socket, TABLE))
+                installed.commit((), installed.whole(intent, intent.ports))
+                for policies_ in later:
+                    installed.replace(replace(intent.policy, policies=policies_))
+                    found.append(elements.read(socket, TABLE))
+                    assert installed.drift() == []
+            finally:
+                socket.close()
+        return found
+
+    return call_in_new(work)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(intent=policies.intents(), data=st.data(), seed=st.integers(0, 1 << 32))
+def test_changes_of_single_policies(intent: TenantIntent, data: st.DataObject, seed: int) -> None:
+    """They mean what the model says. Most of them take the way that looks at some classes only."""
+    random, now, later = Random(seed), {each.name: each for each in intent.policy.policies}, []
+    for number in range(4):
+        name = f"p{random.randrange(5)}"
+        if random.random() < 0.3:
+            now.pop(name, None)
+        else:
+            drawn = data.draw(policies.policies(name), label=f"change {number}")
+            known = random.choice([*now.values()]) if now and random.random() < 0.7 else drawn
+            now[name] = replace(known, name=name, audit=drawn.audit, dns=drawn.dns)
+        later.append([*now.values()])
+    for policies_, sets in zip(later, after_changes(intent, later), strict=True):
+        changed = replace(intent, policy=replace(intent.policy, policies=policies_))
+        check(changed, sets, random, 100)

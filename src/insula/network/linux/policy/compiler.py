@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from insula.model.objects import Network, Port
@@ -62,8 +62,28 @@ class Grants:
     isolated: set[int] = field(default_factory=set)
     to_all: dict[int, int] = field(default_factory=dict)
     """The ports that a subject may exchange with everybody."""
-    pairs: dict[tuple[int, int], int] = field(default_factory=dict)
-    """The ports of (subject, other)."""
+    pairs: dict[int, dict[int, int]] = field(default_factory=dict)
+    """The ports by subject, and by the other."""
+
+    def without(self, subjects: set[int]) -> Grants:
+        """Return the grants of other subjects."""
+        return Grants(
+            self.isolated - subjects,
+            {s: ports for s, ports in self.to_all.items() if s not in subjects},
+            {s: others for s, others in self.pairs.items() if s not in subjects},
+        )
+
+    def only(self, subjects: set[int]) -> Grants:
+        """Return the grants of these subjects."""
+        return Grants(
+            self.isolated & subjects,
+            {s: self.to_all[s] for s in subjects if s in self.to_all},
+            {s: self.pairs[s] for s in subjects if s in self.pairs},
+        )
+
+    def with_(self, other: Grants) -> Grants:
+        """Return the grants together with those of other subjects."""
+        return Grants(self.isolated | other.isolated, self.to_all | other.to_all, self.pairs | other.pairs)
 
 
 @dataclass
@@ -76,8 +96,8 @@ class Compiled:
     """The class of each range; those of instances are subjects too."""
     unknown: set[int] = field(default_factory=set)
     """The classes of addresses of networks that no instance has."""
-    enforced: Mapping[Direction, Grants] = field(default_factory=dict)
-    audited: Mapping[Direction, Grants] = field(default_factory=dict)
+    enforced: dict[Direction, Grants] = field(default_factory=dict)
+    audited: dict[Direction, Grants] = field(default_factory=dict)
     """Subjects of policies in audit, and what would still be granted if these were enforced."""
     without_dns: set[int] = field(default_factory=set)
     port_sets: Mapping[int, PortSet] = field(default_factory=dict)
@@ -93,6 +113,8 @@ class PolicyMember(NamedTuple):
     allowed: tuple[str, ...] = ()
 
 
+NOBODY: Final[Conditions] = frozenset({("", "Exists", frozenset[str]())})
+"""A selector that no policy has: no label has an empty name."""
 LINK_LOCAL: Final = "fe80::/10"
 """The range of addresses that every network has (RFC 4291)."""
 
@@ -101,22 +123,25 @@ class Compiler:
     """One compilation of a tenant's policies, ports and networks."""
 
     def __init__(self, policy: PolicyIntent, networks: Iterable[Network], members: Iterable[PolicyMember]) -> None:
-        self._policies = [*policy.policies]
+        self._policies = {each.name: each for each in policy.policies}
         self.labels = policy.labels
         self._groups = {group.name: group for group in policy.groups}
-        self._rules = {each.name: _compiled_rules(each, self._groups) for each in self._policies}
-        self._subject = {each.name: conditions(each.select) for each in self._policies}
+        self._rules = {name: _compiled_rules(each, self._groups) for name, each in self._policies.items()}
+        self._subject = {name: conditions(each.select) for name, each in self._policies.items()}
         every_rule = [rule for by in self._rules.values() for rules in by.values() for rule in rules]
-        selectors = {*self._subject.values(), *(rule.selector for rule in every_rule if rule.selector is not None)}
-        self._index = SelectorIndex(selectors)
+        self._selectors = {EVERY_INSTANCE, *self._subject.values()}
+        self._selectors |= {rule.selector for rule in every_rule if rule.selector is not None}
+        self._asked = {rule.range for rule in every_rule if rule.range}
+        self._index = SelectorIndex(self._selectors)
         members = [*members]
         allowed = [(self._holder(member), cidr) for member in members for cidr in member.allowed]
-        self._ranges = RangeMap({rule.range for rule in every_rule if rule.range}, _subnets(networks), allowed)
+        self._ranges = RangeMap(self._asked, _subnets(networks), allowed)
         self._address_classes = self._of_addresses(members)
         kinds = {*self._address_classes.values(), *(piece.kind for piece in self._ranges.pieces)}
         self._texts = {kind: class_text(kind) for kind in kinds}
         by_text = class_numbers(self._texts.values())
         self._numbers = {kind: by_text[text] for kind, text in self._texts.items()}
+        self._kinds = {number: kind for kind, number in self._numbers.items()}
         self._members = _Members(self._numbers)
 
     def classes(self, member: PolicyMember) -> Iterator[tuple[str, AddressClass]]:
@@ -149,44 +174,101 @@ class Compiler:
 
     def run(self) -> Compiled:
         """Compile everything."""
-        enforced = {direction: self._grants(direction, audit=False) for direction in DIRECTIONS}
-        audited = {direction: self._grants(direction, audit=True) for direction in DIRECTIONS}
-        every = [ports for each in (*enforced.values(), *audited.values()) for ports in each.port_sets()]
-        by_text = port_set_numbers({text_of(ports) for ports in every})
-        numbers = {ports: by_text[text_of(ports)] for ports in every}
-        # with names, queries are redirected (`linux.name_rules`), and those that are not must not get here
-        deaf = [p for p in self._policies if not p.audit and "out" in p.directions and (not p.dns or has_names([p]))]
-        return Compiled(
+        found = Compiled(
             subjects={address: self._numbers[kind] for address, kind in self._address_classes.items()},
             pieces=[(piece, self._numbers[piece.kind]) for piece in self._ranges.pieces],
             unknown={n for kind, n in self._numbers.items() if kind.network is not None and not kind.is_instance},
-            enforced={direction: grants.numbered(numbers) for direction, grants in enforced.items()},
-            audited={direction: grants.numbered(numbers) for direction, grants in audited.items()},
-            without_dns={number for policy in deaf for number in self._members.of(self._subject[policy.name])},
-            port_sets={number: ports for ports, number in numbers.items()},
+            without_dns=self._without_dns(),
         )
-
-    def _grants(self, direction: Direction, *, audit: bool) -> _Collected:
-        """Collect what a direction grants. With `audit`, subjects are those of policies in audit, and rules of such a
-        policy count if it is the only one that selects a class: else what another one denies would not be seen."""
-        found = _Collected()
-        here = [each for each in self._policies if direction in each.directions]
-        audits: dict[int, list[Policy]] = defaultdict(list)
-        for policy in here:
-            if policy.audit and audit:
-                for number in self._members.of(self._subject[policy.name]):
-                    audits[number].append(policy)
-        for policy in here:
-            rules, subjects = self._rules[policy.name][direction], self._members.of(self._subject[policy.name])
-            if audit and policy.audit:
-                subjects = [number for number in subjects if len(audits[number]) == 1]
-            elif audit:
-                subjects = [number for number in subjects if number in audits]
-            elif policy.audit:
-                continue
-            found.add(subjects, rules, self._members)
-        found.isolated.update(audits)
+        self._add_grants(found, {number for number, kind in self._kinds.items() if kind.is_instance})
         return found
+
+    def change(self, before: Compiled, policies: Iterable[Policy]) -> tuple[Compiled, set[int]] | None:
+        """Compile other policies for the classes that there are: what `run` or `change` has returned `before`, with the
+        grants of some subjects replaced, and these subjects. None if the classes don't suffice."""
+        after = {each.name: each for each in policies}
+        changed = [n for n in after.keys() | self._policies.keys() if not _same(after.get(n), self._policies.get(n))]
+        rules = {name: _compiled_rules(after[name], self._groups) for name in changed if name in after}
+        subject = {name: conditions(after[name].select) for name in changed if name in after}
+        asked = [rule for by in rules.values() for some in by.values() for rule in some]
+        known = {*subject.values()} <= self._selectors
+        known &= all(rule.selector is None or rule.selector in self._selectors for rule in asked)
+        if not known or not all(rule.range is None or rule.range in self._asked for rule in asked):
+            return None
+        concerned = {number for name in changed for number in self._members.of(self._subject.get(name, NOBODY))}
+        concerned |= {number for each in subject.values() for number in self._members.of(each)}
+        self._policies = after
+        for name in changed:
+            self._rules.pop(name, None)
+            self._subject.pop(name, None)
+        self._rules |= rules
+        self._subject |= subject
+        found = replace(before, without_dns=self._without_dns())
+        found.enforced, found.audited = dict(before.enforced), dict(before.audited)
+        self._add_grants(found, concerned)
+        return found, concerned
+
+    def _without_dns(self) -> set[int]:
+        out = [p for p in self._policies.values() if not p.audit and "out" in p.directions]
+        deaf = [p for p in out if not p.dns or has_names([p])]
+        return {number for policy in deaf for number in self._members.of(self._subject[policy.name])}
+
+    def _add_grants(self, found: Compiled, subjects: set[int]) -> None:
+        """Replace the grants of some subjects. Sets of ports that are no longer used keep their numbers."""
+        selecting = self._selecting(subjects)
+        collected = {
+            (audit, direction): _collected(direction, self._rules, selecting, self._members, audit=audit)
+            for audit in (False, True)
+            for direction in DIRECTIONS
+        }
+        sets = {ports for each in collected.values() for ports in each.port_sets()}
+        numbers = {ports: number for number, ports in found.port_sets.items()}
+        new = {text_of(ports): ports for ports in sets if ports not in numbers}
+        numbers |= {new[text]: n for text, n in port_set_numbers(new, found.port_sets).items()}
+        found.port_sets = {number: ports for ports, number in numbers.items()}
+        for (audit, direction), each in collected.items():
+            table = found.audited if audit else found.enforced
+            grants = table[direction].without(subjects) if direction in table else Grants()
+            table[direction] = grants.with_(each.numbered(numbers))
+
+    def _selecting(self, subjects: set[int]) -> Mapping[int, Sequence[Policy]]:
+        """Return the policies that select each of some classes."""
+        by_subject: dict[Conditions, list[Policy]] = defaultdict(list)
+        for name, policy in self._policies.items():
+            by_subject[self._subject[name]].append(policy)
+        found = {}
+        for number in subjects:
+            selectors = self._kinds[number].selectors or frozenset()
+            found[number] = [p for each in (EVERY_INSTANCE, *selectors) for p in by_subject.get(each, ())]
+        return found
+
+
+def _same(one: Policy | None, other: Policy | None) -> bool:
+    return one is other or one == other
+
+
+def _collected(
+    direction: Direction,
+    rules: Mapping[str, Mapping[Direction, Sequence[CompiledRule]]],
+    selecting: Mapping[int, Sequence[Policy]],
+    members: _Members,
+    *,
+    audit: bool,
+) -> _Collected:
+    """Collect what a direction grants. With `audit`, subjects are those of policies in audit, and rules of such a
+    policy count if it is the only one that selects a class: else what another one denies would not be seen."""
+    found = _Collected()
+    for subject, policies in selecting.items():
+        here = [policy for policy in policies if direction in policy.directions]
+        audits = [policy for policy in here if policy.audit]
+        if audit and not audits:
+            continue
+        granting = [policy for policy in here if not policy.audit]
+        if audit and len(audits) == 1:
+            granting += audits
+        if granting or audit:
+            found.add(subject, (rule for policy in granting for rule in rules[policy.name][direction]), members)
+    return found
 
 
 class _Members:
@@ -222,17 +304,14 @@ class _Collected:
         self._pairs: dict[tuple[int, int], set[PortSet]] = defaultdict(set)
         self._unions: dict[frozenset[PortSet], PortSet] = {}
 
-    def add(self, subjects: Sequence[int], rules: Iterable[CompiledRule], members: _Members) -> None:
-        """Add what rules grant to subjects."""
-        self.isolated.update(subjects)
+    def add(self, subject: int, rules: Iterable[CompiledRule], members: _Members) -> None:
+        """Add what rules grant to a subject."""
+        self.isolated.add(subject)
         for rule in rules:
             if rule.everybody:
-                for subject in subjects:
-                    self._to_all[subject].add(rule.ports)
-                continue
-            others = members.of_rule(rule)
-            for subject in subjects:
-                for other in others:
+                self._to_all[subject].add(rule.ports)
+            else:
+                for other in members.of_rule(rule):
                     self._pairs[subject, other].add(rule.ports)
 
     def port_sets(self) -> Iterable[PortSet]:
@@ -250,8 +329,14 @@ class _Collected:
         return Grants(
             isolated=self.isolated,
             to_all={subject: numbers[self._union(sets)] for subject, sets in self._to_all.items()},
-            pairs={pair: numbers[self._union(sets)] for pair, sets in self._pairs.items()},
+            pairs=self._pairs_by_subject(numbers),
         )
+
+    def _pairs_by_subject(self, numbers: Mapping[PortSet, int]) -> dict[int, dict[int, int]]:
+        found: dict[int, dict[int, int]] = defaultdict(dict)
+        for (subject, other), sets in self._pairs.items():
+            found[subject][other] = numbers[self._union(sets)]
+        return dict(found)
 
 
 def members_of(ports: Iterable[Port], remotes: Iterable[RemotePort] = ()) -> list[PolicyMember]:

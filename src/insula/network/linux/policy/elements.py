@@ -104,11 +104,29 @@ def _head(number: int, interval: PortInterval) -> bytes:
 
 def _add_grants(found: SetContents, kind: str, direction: Direction, grants: Grants) -> None:
     found[f"{kind}isolated_{direction}"] = {KeyInterval(_number(number)): b"" for number in grants.isolated}
-    found[f"{kind}to_all_{direction}"] = {KeyInterval(_number(s)): _number(ports) for s, ports in grants.to_all.items()}
+    found[f"{kind}to_all_{direction}"] = {KeyInterval(_number(s)): _number(p) for s, p in grants.to_all.items()}
     found[f"{kind}pairs_{direction}"] = {
         KeyInterval(_number(subject) + _number(other)): _number(ports)
-        for (subject, other), ports in grants.pairs.items()
+        for subject, others in grants.pairs.items()
+        for other, ports in others.items()
     }
+
+
+def difference(before: Compiled, after: Compiled, subjects: set[int]) -> tuple[SetContents, SetContents]:
+    """Return the elements of what differs between two compilations in the grants of some subjects: those of before, and
+    those of after."""
+    found: tuple[SetContents, SetContents] = ({}, {})
+    for contents_, compiled in zip(found, (before, after), strict=True):
+        contents_["without_dns"] = {KeyInterval(_number(number)): b"" for number in compiled.without_dns}
+        for name in ("everything", "protocols", "ports", "port_ranges"):
+            contents_[name] = {}
+        for number in after.port_sets.keys() - before.port_sets.keys():
+            if number in compiled.port_sets:
+                _add_ports(contents_, number, compiled.port_sets[number])
+        for kind, grants in (("", compiled.enforced), ("audit_", compiled.audited)):
+            for direction, each in grants.items():
+                _add_grants(contents_, kind, direction, each.only(subjects))
+    return found
 
 
 def _add_operator(found: SetContents, operator: CompiledOperator) -> None:

@@ -19,9 +19,10 @@ def class_numbers(texts: Iterable[str]) -> dict[str, int]:
     return _numbered(texts, 0)
 
 
-def port_set_numbers(texts: Iterable[str]) -> dict[str, int]:
-    """Return a number for the text of each set of ports. No class has the same, in either order of its bytes."""
-    return _numbered(texts, ~CLASS & 0xFFFF_FFFF)
+def port_set_numbers(texts: Iterable[str], taken: Iterable[int] = ()) -> dict[str, int]:
+    """Return a number for the text of each set of ports, none of those that are taken. No class has the same, in either
+    order of its bytes."""
+    return _numbered(texts, ~CLASS & 0xFFFF_FFFF, taken)
 
 
 def swapped(number: int) -> int:
@@ -29,10 +30,10 @@ def swapped(number: int) -> int:
     return int.from_bytes(number.to_bytes(4, "big"), "little")
 
 
-def _numbered(texts: Iterable[str], always: int) -> dict[str, int]:
+def _numbered(texts: Iterable[str], always: int, others: Iterable[int] = ()) -> dict[str, int]:
     """Return a hash of each text. Of two with the same, the first in the order of texts keeps it."""
     found: dict[str, int] = {}
-    taken = {UNKNOWN, GRANTED}
+    taken = {UNKNOWN, GRANTED, *others, *map(swapped, others)}
     for text in sorted(texts):
         salt = 0
         while (number := _hash(text, salt) & CLASS | always) in taken:

@@ -22,7 +22,7 @@ from insula.network.fabric import CountedFlow
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.policy import audit, elements
-from insula.network.linux.policy.compiler import Compiler, PolicyMember, member_of, members_of
+from insula.network.linux.policy.compiler import Compiled, Compiler, PolicyMember, member_of, members_of
 from insula.network.linux.policy.elements import SetContents
 from insula.network.linux.policy.operator import compile_operator
 
@@ -36,6 +36,8 @@ class PolicyChange(NamedTuple):
     requests: Sequence[Request]
     restricts: bool
     contents: SetContents
+    instead: SetContents | None = None
+    """The elements that `contents` replaces; None if it has whole sets."""
 
 
 _ADDRESSES: Final = ("subjects4", "subjects6", "peers4", "peers6")
@@ -53,6 +55,7 @@ class InstalledPolicy:
         self._networks: Sequence[Network] = ()
         self._members: dict[tuple[str, str], PolicyMember] = {}
         self._compiler: Compiler | None = None
+        self._last: Compiled | None = None
         self._installed: SetContents | None = None
 
     @property
@@ -80,13 +83,28 @@ class InstalledPolicy:
         """Change policies, labels and groups. Failed; then nothing has changed."""
         before = self._intent
         try:
-            self._intent = policy
-            self._again_if_stale((), lambda: self._change(self._known(), self._compiled()))
+            self._intent = msgspec.structs.replace(policy, labels={**policy.labels})  # the caller's may change
+            self._again_if_stale((), lambda: self._replaced(before))
         except BaseException as error:
-            self._intent = before
+            self._intent, self._last = before, None
             if isinstance(error, OSError):
                 raise Failed(f"the policies can't be changed: {error.strerror or error}") from error
             raise
+
+    def _replaced(self, before: PolicyIntent | None) -> PolicyChange:
+        """Return the change to other policies. If nothing else differs, and they need no other classes, it is found
+        without looking at all of them again."""
+        intent, compiled = self._intent, self._last
+        if self._installed is None or before is None or intent is None or compiled is None or self._compiler is None:
+            return self._change(self._known(), self._compiled())
+        alike = intent.labels == before.labels == self._compiler.labels
+        if not alike or intent.groups != before.groups or intent.operator != before.operator:
+            return self._change(self._known(), self._compiled())
+        if (found := self._compiler.change(compiled, intent.policies)) is None:
+            return self._change(self._known(), self._compiled())
+        self._last, subjects = found
+        have, wanted = elements.difference(compiled, self._last, subjects)
+        return self._change(have, wanted)._replace(instead=have)
 
     def admit(self, port: Port, labels: Mapping[str, str], requests: Sequence[Request]) -> None:
         """Carry out the requests of a port that is plugged, together with the change of policies for it. NetlinkError;
@@ -111,9 +129,14 @@ class InstalledPolicy:
         try:
             begin(*requests, *change.requests)
         except NetlinkError:
-            self._installed = None
+            self._installed = self._last = None
             raise
-        if self._installed is not None or change.contents.keys() == {*elements.SETS}:
+        if change.instead is not None and self._installed is not None:
+            for name, some in change.contents.items():
+                for key in change.instead[name]:
+                    self._installed[name].pop(key, None)
+                self._installed[name].update(some)
+        elif self._installed is not None or change.contents.keys() == {*elements.SETS}:
             self._installed = {**(self._installed or {}), **change.contents}
 
     def _again_if_stale(
@@ -136,7 +159,7 @@ class InstalledPolicy:
         known = self._members.get(_key(member)) == member and self._intent.labels.get(port.instance, {}) == labels
         self._members[_key(member)] = member
         self._intent = msgspec.structs.replace(self._intent, labels={**self._intent.labels, port.instance: labels})
-        if known or self._compiler is None or member.allowed:
+        if known or self._compiler is None or self._last is None or member.allowed:
             return self._change(have, self._compiled())
         self._compiler.labels = self._intent.labels
         wanted: SetContents = {name: {} for name in _ADDRESSES}
@@ -166,7 +189,8 @@ class InstalledPolicy:
     def _compiled(self) -> SetContents:
         assert self._intent is not None
         self._compiler = Compiler(self._intent, self._networks, self._members.values())
-        return elements.contents(self._compiler.run(), compile_operator(self._intent.operator))
+        self._last = self._compiler.run()
+        return elements.contents(self._last, compile_operator(self._intent.operator))
 
     def _known(self) -> SetContents:
         if self._installed is None:
