@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import pytest
 from insula.kernel import netlink, syscalls
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
-from insula.model.objects import Network, Outbound, Port, Tenant
+from insula.model.objects import AddressPair, Network, Outbound, Port, Tenant
 from insula.model.routers import Router, StaticRoute
 from insula.network.addresses import port_mac
 from insula.network.fabric import NetnsNic
@@ -309,10 +309,11 @@ class Lab:
         host: int | None = None,
         mac: str | None = None,
         labels: Mapping[str, str] | None = None,
+        pairs: Sequence[AddressPair] = (),
     ) -> Instance:
         host = host or 2 + sum(i.port.tenant == tenant for i in self.instances.values())
         instance = Instance()
-        instance.port = self.new_port(tenant, name, network, host, mac)
+        instance.port = msgspec.structs.replace(self.new_port(tenant, name, network, host, mac), allowed_pairs=[*pairs])
         self.plug(instance, labels)
         self.instances[tenant, name] = instance
         return instance

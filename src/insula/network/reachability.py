@@ -151,9 +151,11 @@ def _port_differences(port: Port, networks: Mapping[str, Network], have: Install
     if network is None or have.network != network.index:
         found.append(f"port of {port.instance} is not on network {port.network}")
     six = {port.address6, link_local(port.mac)} if port.address6 else set()
+    pairs = [pair for pair in port.allowed_pairs if "/" not in pair.address]
+    six |= {pair.address for pair in pairs if ":" in pair.address}
     for what, now, should in (
-        ("MAC addresses", set(have.macs), {port.mac}),
-        ("IPv4 addresses", set(have.addresses), {port.address}),
+        ("MAC addresses", set(have.macs), {port.mac} | {pair.mac for pair in port.allowed_pairs if pair.mac}),
+        ("IPv4 addresses", set(have.addresses), {port.address} | {p.address for p in pairs if ":" not in p.address}),
         ("IPv6 addresses", set(have.addresses6), six),
     ):
         if now != should:

@@ -80,8 +80,15 @@ class ReferenceModel:
     # -- addresses ---------------------------------------------------------------------------------------------------
 
     def owners(self) -> dict[int, Port]:
-        """Return the ports by their addresses."""
-        return {address: port for port in self.intent.ports for address in self.addresses(port)}
+        """Return the ports by their addresses, and by further ones of their network that they may use."""
+        further = {address: port for port in self.intent.ports for address in self._further(port)}
+        return {**further, **{address: port for port in self.intent.ports for address in self.addresses(port)}}
+
+    def _further(self, port: Port) -> list[int]:
+        """Return the single addresses of a port's network that it may use beside its own."""
+        subnet = self.subnet(self._networks[port.network]) if port.network in self._networks else None
+        single = [range_of(pair.address) for pair in port.allowed_pairs if (":" in pair.address) == (self.version == 6)]
+        return [each.low for each in single if subnet and each.low == each.high and overlap(subnet, each)]
 
     def addresses(self, port: Port) -> list[int]:
         """Return the addresses of a port in its network."""
@@ -204,6 +211,8 @@ class ReferenceModel:
         if range_.low in self._own():
             return False
         running = {place_of(port) for port in owners.values() if port.index in self._running}
+        if (owner := owners.get(range_.low)) and range_.low not in self.addresses(owner):
+            return False  # an instance need not use a further address; another one may
         return place != place_of(mine) and place in running and not self._outside.is_special(range_)
 
     def _own(self) -> set[int]:

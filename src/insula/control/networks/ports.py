@@ -65,6 +65,7 @@ class Ports:
                 undo.callback(self._addresses(network).release, address6)
             mac = await self._mac(network, address, wanted.mac)
             undo.callback(self.context.allocators.of(_mac_kind(network.tenant, network.name)).release, mac)
+            await self._check_pairs(network, wanted)
             index = await self.context.allocators.of(_PORT).random(_MAX_INDEX, "places for ports")
             undo.pop_all()
         return Port(
@@ -90,6 +91,16 @@ class Ports:
             allocate(_parsed(network.subnet6), taken, wanted.address6, None)
         macs = await self.context.allocators.of(_mac_kind(network.tenant, network.name)).taken()
         _pick_mac(network, address, wanted.mac, macs - {port.mac for port in own})
+        await self._check_pairs(network, wanted)
+
+    async def _check_pairs(self, network: Network, wanted: NetworkAttachment) -> None:
+        """Raise Conflict if a pair has the gateway's address, or the MAC address of another port."""
+        macs = await self.context.allocators.of(_mac_kind(network.tenant, network.name)).taken()
+        for pair in wanted.allowed_pairs:
+            if pair.address in (network.gateway, network.gateway6):
+                raise Conflict(f"address {pair.address} is the gateway of {network.name}", "allow another one")
+            if pair.mac and pair.mac != wanted.mac and pair.mac in macs:
+                raise Conflict(f"MAC address {pair.mac} is that of another port", "allow another one")
 
     def _addresses(self, network: Network) -> Allocator:
         return self.context.allocators.of(_address_kind(network.tenant, network.name))
@@ -147,6 +158,8 @@ class Ports:
                 except InsulaError:  # parts of the network are missing: repair it, and try once more
                     await self.networks.converged(tenant.name)
                     await self.context.fabric_turn(tenant.name, work)
+            if any(port.allowed_pairs for _, port in places):  # the router learns who has them
+                self.networks.nudge(tenant.name)
         finally:
             nic.close()
 

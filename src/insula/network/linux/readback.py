@@ -205,18 +205,17 @@ def _port_drift(
             yield f"device {port.device} is down" if not link.up else f"device {port.device} has no carrier"
         if port.network is None:
             yield f"device {port.device} is on no bridge"
-        if link.learning or link.flood:
+        if (link.learning and len(port.macs) < 2) or link.flood:
             yield f"device {port.device} learns addresses or is flooded"
         if not link.hairpin:
             yield f"device {port.device} does not send back what its instance sends to itself through the router"
-        if len(port.macs) != 1 or not port.addresses:
+        if not port.macs or not port.addresses:
             yield f"device {port.device} has no rule elements"
         if any((port.device,) not in elements.get(name, ()) for name in rules.COUNTED):
             yield f"packets of device {port.device} are not counted"
         written = {entry.mac for entry in forwarding if entry.index == link.index and entry.permanent}
-        for mac in port.macs:
-            if mac not in written:
-                yield f"device {port.device} has no forwarding entry for {mac}"
+        if not written & {*port.macs}:  # others are learned: see pairs.py
+            yield f"device {port.device} has no forwarding entry for {', '.join(port.macs)}"
 
 
 def _overlay_drift(

@@ -32,7 +32,7 @@ from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
 from insula.network.addresses import gateway_mac, link_local
 from insula.network.intent import RemotePort
-from insula.network.linux import gateway_rules, keys, name_rules, naming
+from insula.network.linux import gateway_rules, keys, name_rules, naming, pairs
 from insula.network.linux.policy import chains as policy
 from insula.network.packets import DSCP
 
@@ -61,6 +61,8 @@ table bridge {table} {{
     set ipv4 {{ typeof iifname . ether saddr . ip saddr; }}
     set ipv6 {{ typeof iifname . ether saddr . ip6 saddr; }}
     set ndp {{ typeof iifname . ether saddr . @th,64,128; }}
+    set ranges4 {{ typeof iifname . ether saddr . ip saddr; flags interval; }}
+    set ranges6 {{ typeof iifname . ether saddr . ip6 saddr; flags interval; }}
     set sent {{ typeof iifname; counter; }}
     set received {{ typeof oifname; counter; }}
     set reflected {{ typeof iifname . oifname; }}
@@ -88,6 +90,7 @@ table bridge {table} {{
         udp dport 67 jump asks
         ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 goto counted comment "DHCP client"
         iifname . ether saddr . ip saddr @ipv4 goto counted
+        iifname . ether saddr . ip saddr @ranges4 goto counted
         drop
     }}
     chain from_ipv6 {{
@@ -110,6 +113,7 @@ table bridge {table} {{
         ip6 saddr :: ip6 daddr ff02::2 icmpv6 type nd-router-solicit goto counted
         icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @ndp drop
         iifname . ether saddr . ip6 saddr @ipv6 goto counted
+        iifname . ether saddr . ip6 saddr @ranges6 goto counted
         ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . ether saddr . @th,64,128 @ndp goto counted comment "DAD"
         drop
     }}
@@ -361,12 +365,15 @@ def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
 def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
     """Return the elements for a port: the source addresses that it may send from, and its counters."""
     device, mac = naming.port(port.index), port.mac
-    six = [port.address6, link_local(mac)] if port.address6 else []
+    more = pairs.single(port)
+    six = [(mac, port.address6), (mac, link_local(mac))] if port.address6 else []
+    six += [pair for pair in more if ":" in pair[1] and pair not in six]
+    four = [(mac, port.address), *(pair for pair in more if ":" not in pair[1])]
     return {
-        "bridge macs": [(device, mac)],
-        "bridge ipv4": [(device, mac, port.address)],
-        "bridge ipv6": [(device, mac, address) for address in six],
-        "bridge ndp": [(device, mac, f"0x{int(IPv6Address(address)):032x}") for address in six],
+        "bridge macs": [(device, each) for each in (mac, *pairs.macs(port))],
+        "bridge ipv4": [(device, *pair) for pair in four],
+        "bridge ipv6": [(device, *pair) for pair in six],
+        "bridge ndp": [(device, each, f"0x{int(IPv6Address(address)):032x}") for each, address in six],
         "bridge reflected": [(device, device)],
         **{name: [(device,)] for name in COUNTED},
     }

@@ -19,7 +19,7 @@ from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in
 from insula.model.objects import Network, Port
 from insula.network.addresses import gateway_mac
-from insula.network.linux import naming, routing, rules, sysctl
+from insula.network.linux import naming, pairs, routing, rules, sysctl
 from insula.network.linux.deletion import is_gone
 
 
@@ -118,7 +118,7 @@ def port(state: InstalledState, network: Network, port: Port) -> list[Request]:
     right = (
         right
         and (index, port.mac) in state.forwarding
-        and not link.learning
+        and link.learning == learns(port)
         and not link.flood
         and link.hairpin is True
     )
@@ -131,13 +131,19 @@ def port(state: InstalledState, network: Network, port: Port) -> list[Request]:
 
 
 def port_settings(network: Network, port: Port) -> list[Request]:
-    """Return requests for permanent entries of a port's MAC and IP addresses: nothing is learned, or can be forged."""
+    """Return requests for permanent entries of a port's MAC and IP addresses: nothing can be forged, nor learned except
+    for MAC addresses that move between ports (pairs.py)."""
     index, on = naming.port_index(port.index), naming.bridge_index(network.index)
     return [
-        netlink.set_bridge_port(index, learning=False, flood=False, hairpin=True, alias=port.instance),
+        netlink.set_bridge_port(index, learning=learns(port), flood=False, hairpin=True, alias=port.instance),
         netlink.add_forwarding(index, port.mac),
         *(netlink.add_neighbour(on, address, port.mac) for address in addresses(port)),
     ]
+
+
+def learns(port: Port) -> bool:
+    """Whether the bridge learns MAC addresses at this port, of those that the rules let through."""
+    return bool(pairs.macs(port))
 
 
 def differences(

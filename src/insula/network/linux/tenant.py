@@ -31,6 +31,7 @@ from insula.network.linux import (
     naming,
     neighbours,
     overlay,
+    pairs,
     peering,
     routing,
     rules,
@@ -197,6 +198,11 @@ class TenantNamespace:
         for port in plugged:
             with recording(errors, f"port {port.instance}"):
                 self._repair_port(networks[port.network], port, now)
+        with recording(errors, "tenant"):
+            taken = {(port.network, address) for port in intent.ports for address in addresses(port)}
+            self.rtnl.execute(*pairs.missing(pairs.neighbours(networks, plugged, taken), now.neighbours))
+            devices = None if intent.complete else {naming.port(port.index) for port in plugged}
+            pairs.change(self._nftables, self.naming.prefix, plugged, devices)
         remotes = overlay.by_network(intent, plugged)
         for network in networks.values():
             with recording(errors, f"network {network.name}"):
@@ -238,6 +244,7 @@ class TenantNamespace:
         if intent.complete:
             self._networks, self._ports, self._peerings = networks, set(ports), peerings
             known = {address for port in intent.ports for address in addresses(port)}
+            known |= {address for port in intent.ports for _, address in pairs.single(port)}
             known |= {address for remote in intent.remotes for address in overlay.addresses(remote)}
             for index, address in now.neighbours:
                 if address not in known:
@@ -330,6 +337,7 @@ class TenantNamespace:
                         self._reconnect(network, port, netns, inside)
                         self._replace_elements(port)
                     self.policy.admit(port, labels, rules.add(self.naming.prefix, rules.of_port(port)))
+                    pairs.replace(self._nftables, self.naming.prefix, port, plugged=True)
                     interfaces.configure(inside, network, port, beside)
                     self.rtnl.sync_carrier(naming.port(port.index))
                     inside.sync_carrier(port.interface)
@@ -362,6 +370,7 @@ class TenantNamespace:
         self._guests.remove(port)
         bridge, moved = naming.bridge_index(network.index), (network.name, port.mac) in self._remotes
         self.policy.withdraw(port, rules.delete(self.naming.prefix, elements))
+        pairs.replace(self._nftables, self.naming.prefix, port, plugged=False)
         group, self._unplugged = group_of(self._unplugged), self._unplugged + 1
         self.rtnl.execute(
             netlink.set_link_group(naming.port_index(port.index), group),

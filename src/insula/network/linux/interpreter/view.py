@@ -75,7 +75,7 @@ def view(
             ]
             for version in cuts
         },
-        owners={version: {each: port.mac for port in ports for each in _addresses(port, version)} for version in cuts},
+        owners={version: {**_further(ports, version), **_own(ports, version)} for version in cuts},
         peers={
             devices.peering(each.index): (
                 NetworkPlace("peer", each.peer.name),
@@ -87,6 +87,20 @@ def view(
         translated=translated,
         cuts=cuts,
     )
+
+
+def _own(ports: Sequence[Port], version: int) -> dict[int, str]:
+    return {each: port.mac for port in ports for each in _addresses(port, version)}
+
+
+def _further(ports: Sequence[Port], version: int) -> dict[int, str]:
+    """Return the MAC addresses of single addresses that ports may use beside their own."""
+    return {
+        int(address): pair.mac or port.mac
+        for port in ports
+        for pair in port.allowed_pairs
+        if "/" not in pair.address and (address := ip_address(pair.address)).version == version
+    }
 
 
 def _addresses(port: Port, version: int) -> list[int]:
