@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
@@ -20,7 +21,7 @@ from insula.control.identities.authority import OPERATOR
 from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.model.network_settings import NetworkSettings
-from insula.model.objects import ContainerOptions, InstanceSpec
+from insula.model.objects import ContainerOptions, InstanceSpec, NetworkAttachment
 from insula.model.views import ExecSpec, ResourcesPatch
 from insula.settings import Settings
 from insula.store.sqlite import SqliteStore
@@ -126,6 +127,36 @@ def test_each_shows_the_instances_of_both(hosts: list[Settings]) -> None:
             await a.instances.run(TENANT, sleeper("at-b"), by=OPERATOR)
 
     run(hosts, body)
+
+
+def test_ports_are_plugged_by_the_daemon_of_the_host(hosts: list[Settings]) -> None:
+    """Whoever commits; and it is told when that is done, and what went wrong."""
+
+    async def body(a: ControlPlane, b: ControlPlane) -> None:
+        await a.networks.create(TENANT, "more", "10.97.0.0/24")
+        await b.instances.run(TENANT, sleeper("at-b"), by=OPERATOR)
+        await stored(b)
+        found = await a.instances.plug(TENANT, "at-b", NetworkAttachment(network="more", address="10.97.0.9"))
+        assert [(port.interface, port.network) for port in found.instance.ports] == [
+            ("eth0", "default"),
+            ("eth1", "more"),
+        ]
+        managed = b.managed.find(TENANT, "at-b")
+        assert managed and {port.index for port in managed.instance.ports} == {*managed.status.ports}
+        with pytest.raises(Conflict, match="taken"):
+            attachment = NetworkAttachment(network="more", address="10.97.0.9")
+            await a.instances.run(TENANT, sleeper_on("at-a", attachment), by=OPERATOR)
+        with pytest.raises(Conflict, match="is used by at-b"):
+            await a.networks.remove(TENANT, "more")
+        await a.instances.unplug(TENANT, "at-b", "more")
+        await eventually(lambda: len(managed.instance.ports) == len(managed.status.ports) == 1, "b has unplugged it")
+        await a.networks.remove(TENANT, "more")
+
+    run(hosts, body)
+
+
+def sleeper_on(name: str, attachment: NetworkAttachment) -> InstanceSpec:
+    return msgspec.structs.replace(sleeper(name), networks=[attachment])
 
 
 def test_usage_is_that_of_both(hosts: list[Settings]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.cli import Cli
 from tests.system.conftest import TenantFactory
-from tests.system.tenancy.test_declared import apply, instance, network, results, shown
+from tests.system.tenancy.test_declared import apply, document, instance, network, results, shown
 
 
 @pytest.fixture
@@ -19,6 +19,37 @@ def cli(tenants: TenantFactory) -> Cli:
 def at(**chosen: str) -> list[dict[str, str]]:
     """The network back, with these addresses there."""
     return [{"network": "back", **chosen}]
+
+
+def test_networks_are_plugged_and_unplugged_in_place(cli: Cli) -> None:
+    """The instance goes on. A port that differs in anything is another one; the others are not touched."""
+    two = [network("back"), network("front", "10.5.0.0/24")]
+    apply(cli, *two, instance("web", networks=at(address="10.1.0.40"))).ok()
+    before = shown(cli, "web")
+    both = [*at(address="10.1.0.40"), {"network": "front", "address": "10.5.0.40"}]
+    assert results(apply(cli, *two, instance("web", networks=both)))["Instance web"] == "changed"
+    after = shown(cli, "web")
+    assert after["status"]["pid"] == before["status"]["pid"]
+    assert [port["address"] for port in after["instance"]["ports"]] == ["10.1.0.40", "10.5.0.40"]
+    assert after["instance"]["ports"][0] == before["instance"]["ports"][0]
+    assert set(results(apply(cli, *two, instance("web", networks=both))).values()) == {"unchanged"}
+    moved = [*at(address="10.1.0.40"), {"network": "front", "address": "10.5.0.41"}]
+    assert results(apply(cli, *two, instance("web", networks=moved)))["Instance web"] == "changed"
+    assert [port["address"] for port in shown(cli, "web")["instance"]["ports"]] == ["10.1.0.40", "10.5.0.41"]
+    assert results(apply(cli, *two, instance("web", networks=[])))["Instance web"] == "changed"
+    assert shown(cli, "web")["instance"]["ports"] == []
+    assert shown(cli, "web")["status"]["pid"] == before["status"]["pid"]
+
+
+def test_files_with_one_network_are_understood(cli: Cli) -> None:
+    """As earlier versions had it: `network`, `address`, `mac_address`."""
+    spec = {"image": "busybox", "command": ["sleep", "600"], "stop_timeout": 0}
+    old = document("Instance", "old", {**spec, "network": "back", "address": "10.1.0.33"})
+    apply(cli, network("back"), old).ok()
+    assert shown(cli, "old")["instance"]["spec"]["networks"][0]["address"] == "10.1.0.33"
+    assert set(results(apply(cli, network("back"), old)).values()) == {"unchanged"}
+    new = instance("old", networks=at(address="10.1.0.33"))
+    assert set(results(apply(cli, network("back"), new)).values()) == {"unchanged"}
 
 
 def test_a_replacement_whose_addresses_are_taken_leaves_what_there_is(cli: Cli) -> None:

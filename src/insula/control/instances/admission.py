@@ -22,7 +22,7 @@ from insula.control.disk import check_room, choose_project, with_disk_defaults
 from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.images import Images
-from insula.control.instances.specs import check, make_name
+from insula.control.instances.specs import check, check_networks, make_name
 from insula.control.keys import ACCOUNTS, EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS, USAGE
 from insula.control.networks.ports import Ports, port_reservations
 from insula.control.networks.verbs import Networks
@@ -95,6 +95,14 @@ class Admission:
             await self.ports.check(network.value, attachment, before.value.ports if before else ())
         draft = self._draft(tenant, spec, image.value, before.value.id if before else "0" * 32, start=False)
         await self.context.driver_for(spec).validate(owner.value, draft)
+
+    async def check_networks(self, instance: Instance, wanted: Sequence[NetworkAttachment]) -> None:
+        """Check that an instance could have these networks in place of its own. None is taken. Invalid, NotFound,
+        Conflict."""
+        for attachment in check_networks(wanted):
+            if attachment not in instance.spec.networks:
+                network = await self.networks.find(instance.tenant, attachment.network)
+                await self.ports.check(network.value, attachment, instance.ports)
 
     def _draft(self, tenant: str, spec: InstanceSpec, image: Image, new_id: str, *, start: bool) -> Instance:
         return Instance(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -22,7 +23,7 @@ from insula.control.identities.authority import Authority
 from insula.control.instances.specs import check
 from insula.image.reference import parse
 from insula.model import upgrades
-from insula.model.errors import NotFound
+from insula.model.errors import InsulaError, NotFound
 from insula.model.objects import Healthcheck, Instance, InstanceSpec, NetworkAttachment, RestartPolicy
 from insula.model.own_views import HIDDEN
 from insula.model.views import InstancePatch, ResourcesPatch
@@ -146,8 +147,15 @@ class InstanceKind(DeclaredKind):
             names = {each.network for each in wanted if each not in instance.spec.networks}
             return [each for each in instance.spec.networks if each.network not in names]
 
+        before = (await verbs.instances.get(ref.tenant, ref.name)).instance
+        await verbs.instances.admission.check_networks(before, wanted)
         await verbs.instances.connect(ref.tenant, ref.name, kept)
-        await verbs.instances.connect(ref.tenant, ref.name, lambda _: wanted)
+        try:
+            await verbs.instances.connect(ref.tenant, ref.name, lambda _: wanted)
+        except InsulaError:  # somebody was faster, or the quota is used up
+            with suppress(InsulaError):
+                await verbs.instances.connect(ref.tenant, ref.name, lambda _: before.spec.networks)
+            raise
 
     async def _has_failed(self, verbs: Verbs, ref: ObjectReference) -> bool:
         current = await self.current(verbs, ref)
