@@ -234,7 +234,7 @@ def test_verify_includes_instances_that_are_paused(houses: Houses, daemon: Daemo
 def test_verify_sees_a_broken_network(houses: Houses, daemon: Daemon) -> None:
     """Somebody takes the device of an instance down behind Insula's back."""
     cli = houses.globex
-    device = cli.json("explain", "vault")["device"]
+    device = cli.json("explain", "vault")["installed"][0]["device"]
     namespace = f"/run/netns/{daemon.prefix}-{cli.tenant}"
     daemon.namespaces.ip(namespace, f"link set {device} down")
     result = daemon.cli.run("--json", "verify")

@@ -166,7 +166,7 @@ def test_a_tenants_limits(tenants: TenantFactory) -> None:
     given = {"cpus": 0.75, "memory": 80 << 20, "instances": 3, "bandwidth": None, "pids": 16384}
     assert {name: limits[name] for name in given} == given
     assert limits["networks"] == QUOTAS["networks"].default, "those that are not given are the defaults"
-    used = {"instances": 1, "cpus": 0.5, "memory": 40 << 20, "networks": 1, "log_bytes": 30 << 20}
+    used = {"instances": 1, "cpus": 0.5, "memory": 40 << 20, "networks": 1, "ports": 1, "log_bytes": 30 << 20}
     assert 500 < usage.pop("spec_bytes") < 3000
     assert usage == {name: used.get(name, 0) for name in usage} and used.keys() <= usage.keys()
     assert int(in_force(cli, "a", MEMORY, "tenant_limits")) == 80 << 20

@@ -17,6 +17,7 @@ from insula.control.identities.authority import OPERATOR, Authority
 from insula.model import own_views
 from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, OverlayRoot, Port
 from insula.model.permissions import PERMISSIONS
+from insula.model.tracing import TraceRule, TraceView
 from insula.model.views import HostStatus, InstanceView
 from tests.unit.stub_plane import StubPlane
 
@@ -169,3 +170,19 @@ def test_what_nobody_has_decided_about_is_not_shown() -> None:
     assert for_sender(status, OPERATOR) is status
     with pytest.raises(TypeError, match="HostStatus"):
         for_sender(status, MEMBER)
+
+
+def test_tenants_see_no_installed_rules_of_a_trace() -> None:
+    whole = TraceView(
+        source="web",
+        target="db",
+        source_address="10.0.0.2",
+        target_address="10.0.0.3",
+        service="tcp/80",
+        allowed=True,
+        wanted=True,
+        steps=["both are on network default"],
+        rules=[TraceRule(where="inet insula forward", verdict="accept", text="iifname br1")],
+    )
+    assert for_sender(whole, OPERATOR) == whole
+    assert for_sender(whole, MEMBER) == msgspec.structs.replace(whole, rules=[])

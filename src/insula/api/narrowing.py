@@ -36,6 +36,7 @@ from insula.model.principals import (
 )
 from insula.model.routers import RouterView
 from insula.model.service_endpoints import ServiceEndpoint
+from insula.model.tracing import TraceView
 from insula.model.views import (
     Explanation,
     InstanceStats,
@@ -77,6 +78,7 @@ FREE = (
     PeeringView,
     ServiceEndpoint,
     GuaranteeView,
+    TraceView,
     Authorities,
     LoginInfo,
 )
@@ -105,6 +107,8 @@ def _narrow(value: msgspec.Struct) -> msgspec.Struct:
         value = replace(value, processes=[replace(each, pids=each.pids[1:]) for each in value.processes])
     if isinstance(value, InstanceView | Explanation):
         value = replace(value, status=_told(value.status))
+    if isinstance(value, TraceView):
+        value = replace(value, rules=[])  # their text has devices and addresses of the host
     if isinstance(value, DeclaredItem) and value.reason:
         value = replace(value, reason=shown(value.reason))
     if kind := NARROW.get(type(value)):

@@ -42,7 +42,7 @@ COMMANDS = {
         "tcp/PORT, udp/PORT or icmp, which is the default. Exit status 1 if it is denied.",
         "SRC DST [SERVICE]",
         [
-            Option("-v --verbose", "show the installed rules that decided, too"),
+            Option("-v --verbose", "show the installed rules that decided, too (operators only)"),
             Option("--live", "send the packet, and tell where it was seen last"),
         ],
         complete={"SRC": "instance", "DST": "instance"},
