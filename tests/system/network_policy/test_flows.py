@@ -217,3 +217,16 @@ def test_another_process_adopts_what_is_installed() -> None:
             lab.enforce(narrowed())
             assert not passes(client, server)
         assert reaches(web, db, socket.AF_INET, 4001) and not reaches(other, db, socket.AF_INET, 4001)
+
+
+@isolated
+def test_what_was_counted_of_an_address_is_forgotten_with_its_instance() -> None:
+    with policy_lab() as lab:
+        web, db, tenant = lab["web"], lab["db"], lab.cloud.tenants["acme"]
+        lab.enforce(policy("db", {"app": "db"}, audit=True))
+        assert reaches(web, db, socket.AF_INET, 80) and reaches(web, db, socket.AF_INET6, 81)
+        found = lab.cloud.fabric.audited(tenant)
+        counted = {(flow.source, flow.port, flow.connections) for flow in found}
+        assert counted == {(web.port.address, 80, 1), (web.port.address6, 81, 1)}
+        lab.cloud.unplug(web)
+        assert lab.cloud.fabric.audited(tenant) == []

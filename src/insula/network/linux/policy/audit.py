@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from socket import AF_INET, AF_INET6, inet_ntop
+from collections.abc import Iterable
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Final
 
 from insula.kernel.netlink import Request
@@ -29,13 +30,14 @@ def read(nftables: NftablesSocket, table: str) -> list[CountedFlow]:
     return found
 
 
-def forget(nftables: NftablesSocket, table: str, addresses: set[bytes] | None = None) -> list[Request]:
-    """Return requests that delete the flows of these addresses; of all without. NetlinkError."""
+def forget(nftables: NftablesSocket, table: str, addresses: Iterable[str]) -> list[Request]:
+    """Return requests that delete the flows of these addresses. NetlinkError."""
     requests: list[Request] = []
+    gone = {inet_pton(AF_INET6 if ":" in each else AF_INET, each) for each in addresses}
     for direction in DIRECTIONS:
         for version, (length, _) in _LENGTHS.items():
             name = f"audited{version}_{direction}"
             keys = nftables.keys("inet", table, name)
-            gone = [k for k in keys if addresses is None or {k[:length], k[length : 2 * length]} & addresses]
-            requests += delete_elements("inet", table, name, gone)
+            ends = [key for key in keys if {key[:length], key[length : 2 * length]} & gone]
+            requests += delete_elements("inet", table, name, ends)
     return requests

@@ -113,8 +113,10 @@ class InstalledPolicy:
 
     def withdraw(self, port: Port, requests: Sequence[Request]) -> None:
         """Carry out the requests of a port that is unplugged, and forget its addresses. NetlinkError."""
-        member = member_of(port)
+        member, have = member_of(port), self._known()
         self._members.pop(_key(member), None)
+        if have["audit_isolated_in"] or have["audit_isolated_out"]:  # the next owner of an address has flows of its own
+            requests = [*requests, *audit.forget(self._nftables, self._table, member.addresses)]
         self._again_if_stale(requests, lambda: self._without(member), restricts=True)
 
     def _without(self, member: PolicyMember) -> PolicyChange:
