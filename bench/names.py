@@ -21,6 +21,7 @@ from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.network.linux.host_rules import FIRST_DNS_PORT
 from insula.network.names import wire
+from insula.network.names.forwarder import RATE
 from insula.network.names.rules import ClientRules, EgressRules
 from insula.network.names.wire import Message, Record
 from tests.support.internet import DNS4, NameServer, TcpServer, addresses_in, query_of
@@ -32,6 +33,7 @@ NAME = "api.example.com"
 SITE = "93.184.216.1"
 SECONDS = 2.0
 INSTANCES = 40
+PAUSE = 1.1 / RATE  # seconds between look-ups of one instance
 GOALS = {"look-up": 1.0, "connection": 0.3}  # milliseconds that may be added
 
 
@@ -124,6 +126,7 @@ def lost(w: NamesWorld, count: int) -> int:
     """The first packets that are lost, of those sent in the moment of the answer; a retransmission comes after 1 s."""
     missing = 0
     for number in range(count):
+        time.sleep(PAUSE)
         with bound(w, socket.SOCK_STREAM, CLIENT4) as probe:
             probe.settimeout(0.9)
             address = look_up(w, CLIENT4, (GATEWAY4, 53), f"n{number}.example.com")
@@ -165,6 +168,7 @@ def measure(bench: Bench) -> list[Table]:
         look_up(w, CLIENT4, (GATEWAY4, 53))
         times: dict[str, list[float]] = {f"{what} {how}": [] for what in GOALS for how in ("plain", "by name")}
         for _ in range(rounds):
+            time.sleep(PAUSE)
             times["look-up plain"].append(milliseconds(lambda: look_up(w, PLAIN, (DNS4, FIRST_DNS_PORT))))
             times["look-up by name"].append(milliseconds(lambda: look_up(w, CLIENT4, (GATEWAY4, 53))))
             times["connection plain"].append(milliseconds(lambda: connection(w, PLAIN, hello)))
