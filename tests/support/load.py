@@ -70,13 +70,18 @@ def sink(netns: int, port: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tcp(netns: int, address: str, port: int, *, connections: int = 1, get: bool = False) -> Iterator[None]:
-    """Connections that send to a sink as fast as they can, or with `get` receive."""
+def tcp(
+    netns: int, address: str, port: int, *, connections: int = 1, get: bool = False, control: str | None = None
+) -> Iterator[None]:
+    """Connections that send to a sink as fast as they can, or with `get` receive. `control` is the algorithm of
+    congestion control, as cubic (tcp(7)); None is that of the host."""
 
     def run() -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         while True:
             with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as sock:
+                if control is not None:
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control.encode())
                 sock.settimeout(10)
                 sock.connect((address, port))
                 sock.sendall(b"get" if get else b"put")

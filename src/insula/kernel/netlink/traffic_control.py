@@ -31,6 +31,7 @@ _TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 4, 6
 _BPF_ACT, _BPF_FD, _BPF_NAME = 1, 6, 7
 _U32_CLASSID, _U32_HASH, _U32_LINK, _U32_DIVISOR, _U32_SEL, _U32_ACT = 1, 2, 3, 4, 5, 7
 _ACT_KIND, _ACT_OPTIONS, _MIRRED_PARMS, _STOLEN, _REDIRECT = 1, 2, 2, 4, 1
+_FIRST_KEY: Final = 16  # the length of a tc_u32_sel without its keys
 _ETH_P_ALL: Final = 3
 _ENOENT, _EIO, _EINVAL, _ENODEV, _EEXIST = 2, 5, 22, 19, 17
 
@@ -348,11 +349,11 @@ def u32_table(index: int, number: int, *, priority: int, protocol: int, buckets:
 def u32_link(
     index: int, matches: list[U32Match], table: int, hash_mask: int, hash_offset: int, *, priority: int, protocol: int
 ) -> Request:
-    """Create a filter that looks packets with these matches up in a hash table. The bucket is the lowest byte that
+    """Add a filter that looks packets with these matches up in a hash table. The bucket is the lowest byte that
     `hash_mask` leaves of the 32 bits at `hash_offset`."""
     selector = _selector(matches, hash_mask=hash_mask, hash_offset=hash_offset)
     options = rtattr.nested((_U32_LINK, rtattr.u32(table << 20)), (_U32_SEL, selector))
-    return _u32(f"link to table {table}", index, 0x800 << 20 | 1, options, priority, protocol)
+    return _u32(f"link to table {table}", index, 0, options, priority, protocol)
 
 
 def u32_class(
@@ -376,9 +377,9 @@ def u32_class(
 
 
 def u32_redirect(index: int, parent: int, matches: list[U32Match], to: int, *, priority: int, protocol: int) -> Request:
-    """Create a filter of clsact that redirects packets with these matches to the device `to`."""
+    """Add a filter of clsact that redirects packets with these matches to the device `to`."""
     options = rtattr.nested((_U32_SEL, _selector(matches)), (_U32_ACT | rtattr.NESTED, _redirect_to(to)))
-    return _u32(f"redirection to {to}", index, 0x800 << 20 | 1, options, priority, protocol, parent=parent)
+    return _u32(f"redirection to {to}", index, 0, options, priority, protocol, parent=parent)
 
 
 def delete_u32(index: int, number: int, *, priority: int, protocol: int, parent: int = handle(1)) -> Request:
@@ -388,16 +389,34 @@ def delete_u32(index: int, number: int, *, priority: int, protocol: int, parent:
     return Request(f"delete filter {number:x} of {index}", _DELFILTER, 0, body, ignore)
 
 
-def u32_classes(rtnl: Rtnl, index: int) -> dict[int, int]:
-    """Return the classes of u32's filters on a device's HTB, by the filter's number."""
+def u32_classes(rtnl: Rtnl, index: int) -> dict[int, tuple[int, int]]:
+    """Return (class, value of the first match) of u32's filters on a device's HTB, by the filter's number."""
     found = {}
-    for body in rtnl.dump(_GETFILTER, _TCMSG.pack(0, 0, index, 0, handle(1), 0)):
-        number = _TCMSG.unpack_from(body)[3]
-        parts = rtattr.parse(body[_TCMSG.size :])
-        nested = rtattr.parse(parts.get(_OPTIONS, b""))
-        if parts.get(_KIND) == b"u32\0" and _U32_CLASSID in nested:
-            found[number] = rtattr.integer(nested[_U32_CLASSID])
+    for number, _, nested in _u32_filters(rtnl, index, handle(1)):
+        if _U32_CLASSID in nested and len(nested[_U32_SEL]) >= _FIRST_KEY + 8:
+            (value,) = struct.unpack_from("=I", nested[_U32_SEL], _FIRST_KEY + 4)
+            found[number] = (rtattr.integer(nested[_U32_CLASSID]), _network(value))
     return found
+
+
+def has_u32_link(rtnl: Rtnl, index: int) -> bool:
+    """Return whether a filter on a device's HTB looks packets up in a hash table."""
+    return any(_U32_LINK in nested for _, _, nested in _u32_filters(rtnl, index, handle(1)))
+
+
+def u32_redirections(rtnl: Rtnl, index: int, parent: int, priority: int) -> list[int | None]:
+    """Return the devices to which u32's filters of this priority redirect packets."""
+    filters_ = _u32_filters(rtnl, index, parent)
+    return [_redirected(nested[_U32_ACT]) for _, of, nested in filters_ if of == priority and _U32_ACT in nested]
+
+
+def _u32_filters(rtnl: Rtnl, index: int, parent: int) -> Iterator[tuple[int, int, dict[int, bytes]]]:
+    """Yield number, priority and options of each filter of u32."""
+    for body in rtnl.dump(_GETFILTER, _TCMSG.pack(0, 0, index, 0, parent, 0)):
+        _, _, _, number, _, info = _TCMSG.unpack_from(body)
+        parts = rtattr.parse(body[_TCMSG.size :])
+        if parts.get(_KIND) == b"u32\0" and _OPTIONS in parts:
+            yield number, info >> 16, rtattr.parse(parts[_OPTIONS])
 
 
 def _u32(

@@ -95,7 +95,7 @@ class LinuxFabric:
         self._resolver = TenantResolvers(resolver.reachable_directory(run, prefix), groups)
         self._names = EgressNames(NameGates(self._run / "names", prefix, groups), prefix, (range4, range6))
         self._tenants: dict[str, TenantNamespace] = {}
-        self.shaper = Shaper(self.naming)
+        self.shaper = Shaper(self.naming, underlay)
         self._peers = Peers(self.naming, self._records)
         self._deletion = DeferredDeletion()
         self._interpreters = Interpreters(self.naming, ipv6=os.path.exists("/proc/sys/net/ipv6"))

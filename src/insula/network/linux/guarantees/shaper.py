@@ -11,7 +11,7 @@ ceilings, only tenants that have one pass.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from insula.kernel import netlink
@@ -21,9 +21,10 @@ from insula.kernel.netlink.traffic_control import ClassCounters, HtbClass
 from insula.model.guarantees import Shaping
 from insula.model.objects import Port
 from insula.network.intent import TenantIntent
-from insula.network.linux.guarantees import program, tree
+from insula.network.linux.guarantees import overlay, program, tree
 from insula.network.linux.guarantees.ports import Handles, PortShaper, has_floor
 from insula.network.linux.naming import Naming
+from insula.network.linux.underlay import Underlay
 
 DIRECTIONS: Final = ("out", "in")
 _PARENTS: Final = {"out": tc.INGRESS, "in": tc.EGRESS}  # as seen from the host's end of the uplink
@@ -32,8 +33,9 @@ _PARENTS: Final = {"out": tc.INGRESS, "in": tc.EGRESS}  # as seen from the host'
 class Shaper:
     """The shaping of one fabric's tenants. Calls may come from any thread; they raise OSError."""
 
-    def __init__(self, naming: Naming) -> None:
+    def __init__(self, naming: Naming, underlay: Underlay | None = None) -> None:
         self._naming = naming
+        self._underlay = underlay
         self._lock = threading.Lock()
         self._last: dict[int, Shaping | None] = {}  # what was applied, by the index of the tenant
         self._ports: dict[int, PortShaper] = {}
@@ -64,9 +66,27 @@ class Shaper:
                 stale += _leftovers(index, tenant, shaping, direction, have)
             self._ensure_filters(host, uplink, tenant, shaping, devices)
             host.execute(*self._routes(tenant, uplink, shaping))
+            self._apply_overlay(host, tenant, devices, [network.vni for network in intent.networks])
             host.execute(*stale)
             assert self._with_instances is not None
             (self._with_instances.add if shaping.ports else self._with_instances.discard)(tenant)
+
+    def _apply_overlay(self, host: Rtnl, tenant: int, devices: Mapping[str, int], vnis: Sequence[int]) -> None:
+        """Have packets of the tenant's networks between hosts pass its classes."""
+        if self._underlay is None or (device := self._underlay_device(host)) is None:
+            return
+        version, port = self._underlay.version, self._underlay.port
+        for index in devices.values():
+            overlay.classify(host, index, tree.rest(tenant), vnis, version=version, port=port)
+        overlay.redirect(host, device, devices, version=version, port=port)
+
+    def _underlay_device(self, host: Rtnl) -> int | None:
+        """Return the index of the device that has this host's underlay address; None if none has it."""
+        assert self._underlay is not None
+        if self._underlay.device is not None:
+            return host.index(self._underlay.device)
+        mine = (each.index for each in host.addresses() if each.address.split("/")[0] == self._underlay.address)
+        return next(mine, None)
 
     def _apply_ports(self, inside: Handles, intent: TenantIntent) -> None:
         tenant = intent.tenant.index
@@ -96,7 +116,7 @@ class Shaper:
                 ]
                 for tenant in {tree.tenant_index(number) for number in gone}:
                     assert tenant is not None
-                    host.execute(*_deletions(index, tenant, tc.classes(host, index)))
+                    self._delete_classes(host, index, tenant)
             self._remove_unused(host)
 
     def _classes(self, host: Rtnl, index: int, tenant: int, shaping: Shaping) -> Mapping[int, HtbClass]:
@@ -115,8 +135,15 @@ class Shaper:
         if not (devices := self._devices(host)):
             return
         for index in devices.values():
-            host.execute(*_deletions(index, tenant, tc.classes(host, index)))
+            self._delete_classes(host, index, tenant)
         self._remove_unused(host)
+
+    def _delete_classes(self, host: Rtnl, index: int, tenant: int) -> None:
+        """Delete the classes of a tenant. A class to which filters lead can't be deleted, so these go first."""
+        if self._underlay is not None:
+            version, port = self._underlay.version, self._underlay.port
+            overlay.classify(host, index, tree.rest(tenant), [], version=version, port=port)
+        host.execute(*_deletions(index, tenant, tc.classes(host, index)))
 
     def _remove_unused(self, host: Rtnl) -> None:
         """Remove the devices if no tenant has a class. Filters are removed before classes, so none leads to them."""
@@ -124,6 +151,8 @@ class Shaper:
         if not any(
             tree.tenant_index(number) is not None for index in devices.values() for number in tc.classes(host, index)
         ):
+            if self._underlay is not None and (underlay := self._underlay_device(host)) is not None:
+                overlay.stop(host, underlay)
             host.execute(*(netlink.delete_link(index=index) for index in devices.values()))
 
     def _ensure_device(self, host: Rtnl, direction: str) -> int:
@@ -192,6 +221,8 @@ class Shaper:
             if has_filters(host, uplink):
                 yield f"{self._naming.uplink(tenant)} has filters, and no guarantee"
             return
+        if len(devices) == len(DIRECTIONS):
+            yield from self._overlay_drift(host, devices)
         for direction in DIRECTIONS:
             index = devices.get(direction)
             if index is None:
@@ -205,6 +236,12 @@ class Shaper:
             wanted = (program.name(self._program(tenant, shaping, direction)), index)
             if [(each.name, each.to) for each in tc.filters(host, uplink, _PARENTS[direction])] != [wanted]:
                 yield f"{self._naming.uplink(tenant)} has not the filter for packets {direction}"
+
+    def _overlay_drift(self, host: Rtnl, devices: Mapping[str, int]) -> Iterator[str]:
+        if self._underlay is None or (underlay := self._underlay_device(host)) is None:
+            return
+        if not overlay.is_redirected(host, underlay, devices):
+            yield "packets of the overlay are not redirected to the tree of guarantees"
 
     def counters(self, host: Rtnl, tenant: int) -> dict[str, ClassCounters]:
         """Return the counters of a tenant's class for each direction; none if it isn't shaped."""
