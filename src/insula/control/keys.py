@@ -10,7 +10,7 @@
 /peerings/TENANT/OTHER/NAME         Peering, once below each of its two tenants
 /endpoints/TENANT/ENDPOINT          ServiceEndpoint
 /guarantees/TENANT/ID               Guarantee of the instance with that ID; ID is "_" for the tenant as a whole
-/floors/HOST                        FloorGuard
+/floors/_                           FloorGuard
 /images/OWNER/NAME                  Image; OWNER is "_" for shared ones
 /instances/TENANT/INSTANCE          Instance: the desired state
 /status/TENANT/INSTANCE             InstanceStatus: the observed state, when it has settled

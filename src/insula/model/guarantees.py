@@ -45,8 +45,8 @@ class Guarantee(Struct, kw_only=True):
 
 
 class FloorGuard(Struct, kw_only=True):
-    """The guard of a host's floors: every transaction that changes a guarantee changes it, so that two of them can't
-    both take the last part of the host."""
+    """The guard of all floors: every transaction that changes a guarantee changes it, so that two of them can't
+    both take the last part of what there is."""
 
     changes: int = 0
 

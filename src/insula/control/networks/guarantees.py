@@ -1,6 +1,6 @@
 """Guarantees: set, look at, clear.
 
-Every change rewrites the guard of this host's floors, and compares its revision: so what two concurrent requests, also
+Every change rewrites the guard of all floors, and compares its revision: so what two concurrent requests, also
 of two daemons, promise together is checked as well (admission.py).
 """
 
@@ -33,6 +33,8 @@ from insula.store.typed import Found
 
 WHOLE = "_"
 """The ID, in keys, of a tenant as a whole."""
+ALL = "_"
+"""The name, in keys, of the guard of all floors."""
 _MOST = 30_000  # instances with a guarantee on one host
 _BOUNDS = {
     "floor_out": (rules.MIN_BANDWIDTH, rules.MAX_BANDWIDTH, "bits a second"),
@@ -114,13 +116,13 @@ class Guarantees:
         self, tenant: str, instance: str | None, changes: dict[str, object], capacity: Capacity
     ) -> tuple[Guarantee | None, Guarantee, bool]:
         """Store the change. Return the guarantee before and after it, and whether it concerns all tenants."""
-        store, host = self.context.store, self.context.host
+        store = self.context.store
 
         async def attempt() -> tuple[Guarantee | None, Guarantee, bool]:
-            guard = await FLOOR_GUARDS.get(store, host) or Found(FloorGuard(), 0)
+            guard = await FLOOR_GUARDS.get(store, ALL) or Found(FloorGuard(), 0)
             every = await GUARANTEES.list(store)
             owner = await self.tenants.find(tenant)
-            compares = [FLOOR_GUARDS.unchanged(guard, host), TENANTS.unchanged(owner, tenant)]
+            compares = [FLOOR_GUARDS.unchanged(guard, ALL), TENANTS.unchanged(owner, tenant)]
             living = {each.id for each in await INSTANCES.readable(store, tenant)}
             target = None
             if instance is not None:
@@ -130,19 +132,19 @@ class Guarantees:
             before = next((e for e in every if (e.tenant, e.instance) == (tenant, target)), None)
             after = msgspec.structs.replace(before or _new(tenant, target, every), **changes)
             check_admitted(after, others, owner.value.limits, capacity)
-            writes = [_put(after), *map(_delete, gone), _next(guard, host)]
+            writes = [_put(after), *map(_delete, gone), _next(guard)]
             await store.transact(compares, writes)
             return before, after, concerns_all(every) or concerns_all([*others, after])
 
         return await retried(attempt)
 
     async def _restore(self, before: Guarantee | None, after: Guarantee) -> None:
-        store, host = self.context.store, self.context.host
+        store = self.context.store
 
         async def attempt() -> None:
-            guard = await FLOOR_GUARDS.get(store, host) or Found(FloorGuard(), 0)
-            compares: list[Compare] = [FLOOR_GUARDS.unchanged(guard, host)]
-            await store.transact(compares, [_put(before) if before else _delete(after), _next(guard, host)])
+            guard = await FLOOR_GUARDS.get(store, ALL) or Found(FloorGuard(), 0)
+            compares: list[Compare] = [FLOOR_GUARDS.unchanged(guard, ALL)]
+            await store.transact(compares, [_put(before) if before else _delete(after), _next(guard)])
 
         await retried(attempt)
 
@@ -208,8 +210,8 @@ def _delete(guarantee: Guarantee) -> Write:
     return GUARANTEES.delete(guarantee.tenant, guarantee.instance or WHOLE)
 
 
-def _next(guard: Found[FloorGuard], host: str) -> Write:
-    return FLOOR_GUARDS.put(FloorGuard(changes=guard.value.changes + 1), host)
+def _next(guard: Found[FloorGuard]) -> Write:
+    return FLOOR_GUARDS.put(FloorGuard(changes=guard.value.changes + 1), ALL)
 
 
 def _view(guarantee: Guarantee, instance: str | None) -> GuaranteeView:
