@@ -21,6 +21,7 @@ from insula.network.linux.naming import Naming
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.load import rates, sink, tcp
+from tests.support.wait import until
 
 USAGE = 2
 T = TypeVar("T")
@@ -230,6 +231,8 @@ def test_cpus_and_memory_are_weights_and_protected_memory(host: Host) -> None:
     assert value(f"{acme}/{id_}", names[0]) == pytest.approx(factor * 0.25 / CPUS, rel=0.01)
     assert (value(acme, names[1]), value(f"{acme}/{id_}", names[1])) == (64 << 20, 32 << 20)
     assert value(f"{host.daemon.prefix}/globex", names[0]) < factor * 0.5 / CPUS / 100
+    host.acme.ok("restart", "web")
+    until(lambda: value(f"{acme}/{id_}", names[1]) == 32 << 20, "its new group has the floors too")
     host.acme.ok("guarantee", "clear", "web")
     host.acme.ok("guarantee", "clear")
     assert (

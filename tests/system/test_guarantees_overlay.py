@@ -15,7 +15,7 @@ from insula.kernel.netlink.traffic_control import ClassCounters
 from insula.kernel.netns import call_in
 from insula.model.guarantees import Rate, Shaping
 from insula.network.linux.guarantees import overlay, tree
-from insula.network.linux.guarantees.control import OverlayFlow, Receiver, decide, offered_by
+from insula.network.linux.guarantees.control import OverlayFlow, ReceivingHost, decide, offered_by
 from tests.support.hosts import Cloud, Host
 from tests.support.lab import isolated
 from tests.support.load import rates, sink, tcp, udp
@@ -160,7 +160,7 @@ def _loop(cloud: Cloud, senders: Mapping[str, Host], receiver: Host, rounds: int
     """Run the loop some times: measure at the senders, decide, and set ceilings there."""
     caps: dict[OverlayFlow, int] = {}
     flows = {name: OverlayFlow(name, str(host.number), str(receiver.number)) for name, host in senders.items()}
-    known = {str(receiver.number): Receiver(LINK, {"acme": 60 * MBIT})}
+    known = {str(receiver.number): ReceivingHost(LINK, {"acme": 60 * MBIT})}
 
     def count() -> dict[str, ClassCounters]:
         return {name: queue(cloud, host, name) for name, host in senders.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.network.linux.guarantees.control import LEAST, USABLE, OverlayFlow, Receiver, decide, share
+from insula.network.linux.guarantees.control import LEAST, USABLE, OverlayFlow, ReceivingHost, decide, share
 
 LINK = 1_000_000_000
 MBIT = 1_000_000
@@ -28,7 +28,7 @@ def test_everybody_gets_its_floor_and_the_link_is_used(wanted: dict[str, int], p
 @given(demands, floors, st.integers(1, 3))
 def test_ceilings_make_what_arrives_fit(wanted: dict[str, int], promised: dict[str, int], senders: int) -> None:
     offered = {OverlayFlow(t, f"s{n}", "r"): rate // senders for t, rate in wanted.items() for n in range(senders)}
-    caps = decide({}, offered, {"r": Receiver(LINK, promised)})
+    caps = decide({}, offered, {"r": ReceivingHost(LINK, promised)})
     arrives = sum(min(rate, caps.get(flow, rate)) for flow, rate in offered.items())
     assert arrives <= LINK * USABLE + LEAST * len(offered)
     for tenant, rate in wanted.items():
@@ -38,7 +38,7 @@ def test_ceilings_make_what_arrives_fit(wanted: dict[str, int], promised: dict[s
 
 def test_a_flood_is_capped_and_what_needs_little_is_not() -> None:
     flood, web = OverlayFlow("globex", "c", "b"), OverlayFlow("acme", "a", "b")
-    receivers = {"b": Receiver(500 * MBIT, {"acme": 300 * MBIT})}
+    receivers = {"b": ReceivingHost(500 * MBIT, {"acme": 300 * MBIT})}
     caps = decide({}, {flood: 1_000 * MBIT, web: 250 * MBIT}, receivers)
     assert set(caps) == {flood}
     assert 170 * MBIT <= caps[flood] <= 175 * MBIT, "acme has room up to its floor"
@@ -49,7 +49,7 @@ def test_a_flood_is_capped_and_what_needs_little_is_not() -> None:
 
 def test_ceilings_double_and_go_when_the_overload_is_over() -> None:
     flow = OverlayFlow("globex", "c", "b")
-    receivers = {"b": Receiver(500 * MBIT, {})}
+    receivers = {"b": ReceivingHost(500 * MBIT, {})}
     caps, steps = {flow: 20 * MBIT}, 0
     while caps:
         caps = decide(caps, {flow: min(caps[flow], 100 * MBIT)}, receivers)
@@ -60,5 +60,5 @@ def test_ceilings_double_and_go_when_the_overload_is_over() -> None:
 
 def test_receivers_are_apart() -> None:
     one, other = OverlayFlow("acme", "a", "b"), OverlayFlow("acme", "a", "c")
-    caps = decide({}, {one: 2 * LINK, other: LINK // 2}, {"b": Receiver(LINK, {}), "c": Receiver(LINK, {})})
+    caps = decide({}, {one: 2 * LINK, other: LINK // 2}, {"b": ReceivingHost(LINK, {}), "c": ReceivingHost(LINK, {})})
     assert set(caps) == {one}

@@ -269,6 +269,7 @@ class Lifecycle:
     def _watch(self, managed: ManagedInstance, *, adopted: bool = False) -> None:
         managed.hold, managed.stopping, managed.exit = "watched", None, None
         managed.exited.clear()
+        self.ports.networks.started(managed.tenant.name)
         managed.watcher = self._tasks.spawn(self._await_end(managed))
         self.health.begin(managed, adopted=adopted)
         self.memory.begin(managed, self.driver(managed), adopted=adopted)

@@ -92,6 +92,12 @@ class NetworkController:
         if not managed.busy:
             managed.worker = self._tasks.spawn(self._work(name, managed))
 
+    def started(self, name: str) -> None:
+        """An instance of this tenant has started: its control group gets what it is promised, if any of them is."""
+        floors = self.intents.floors.get(name)
+        if floors and any(each.cpus or each.memory for each in floors.instances.values()):
+            self.nudge(name)
+
     async def converged(self, name: str) -> Errors:
         """Wait until this tenant's state matches the store as it is now. Return the failures by part.
 

@@ -30,7 +30,7 @@ class OverlayFlow(NamedTuple):
     receiver: str
 
 
-class Receiver(NamedTuple):
+class ReceivingHost(NamedTuple):
     """A receiving host: its link in bits a second, and the floors of tenants for what they receive there."""
 
     link: int
@@ -45,7 +45,7 @@ def offered_by(before: ClassCounters, after: ClassCounters, seconds: float) -> i
 
 
 def decide(
-    caps: Mapping[OverlayFlow, int], offered: Mapping[OverlayFlow, int], receivers: Mapping[str, Receiver]
+    caps: Mapping[OverlayFlow, int], offered: Mapping[OverlayFlow, int], receivers: Mapping[str, ReceivingHost]
 ) -> dict[OverlayFlow, int]:
     """Return the ceilings of flows for the next period; a flow that is not in it has none.
 
