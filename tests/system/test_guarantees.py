@@ -158,7 +158,10 @@ def test_bad_input_is_one_line_and_changes_nothing(host: Host) -> None:
     host.cli.ok("tenant", "update", "acme", "--bandwidth", "10m")
     assert "limited to 10mbit" in acme.fails("guarantee", "set", "--out", "20mbit")
     assert acme.json("guarantee", "ls") == []
+    host.cli.ok("tenant", "update", "acme", "--bandwidth", "none")
+    host.globex.ok("guarantee", "set", "--out", "20mbit")
     assert "no known speed" in _without_link(host).fails("guarantee", "set", "--out", "1mbit")
+    assert "not in force" in str(host.cli.json("status")["problems"])
 
 
 def _without_link(host: Host) -> Cli:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import pytest
 
+from insula.control.networks.admission import MOST_FLOORS
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink import traffic_control as tc
 from insula.kernel.netlink.traffic_control import ClassCounters
+from insula.kernel.nftables import Nft
 from insula.model.guarantees import Rate, Shaping
-from insula.network.linux.guarantees import tree
+from insula.network.linux.guarantees import program, tree
 from tests.support.lab import Lab, World, isolated
 from tests.support.load import rates, sink, tcp, udp
 
@@ -177,3 +180,34 @@ def test_a_tenant_that_is_removed_takes_its_classes_with_it() -> None:
 
 def counted(made: Tenants) -> dict[str, dict[str, ClassCounters]]:
     return {name: made.lab.fabric.shaper.counters(made.host, each.index) for name, each in made.lab.tenants.items()}
+
+
+@isolated
+def test_the_host_s_own_devices_see_nothing_of_the_classes() -> None:
+    """A class of a guarantee is in the packet's priority, and a device of the host may have a class of that number."""
+    spy = """
+table inet spy {
+    chain out {
+        type filter hook postrouting priority 10
+        oifname "wan" counter
+        oifname "wan" meta priority != 0 counter
+    }
+}
+"""
+    with tenants(1) as made, Nft() as nft:
+        made.shape("t1", floor(20))
+        nft.run(spy)
+        for address in (World.ADDRESS, World.ADDRESS6):
+            assert made.lab.instances["t1", "web"].pings(address)
+        seen, marked = (int(each) for each in re.findall(r"counter packets (\d+)", nft.run("list table inet spy")))
+        assert (seen >= 2, marked) == (True, 0)
+
+
+@isolated
+def test_the_kernel_takes_the_program_of_many_instances() -> None:
+    addresses = dict[str, int]()
+    for number in range(MOST_FLOORS):
+        addresses |= dict.fromkeys(("100.64.{}.{}".format(*divmod(number, 256)), f"fd00::{number:x}"), number + 1)
+    for source in (True, False):
+        with program.LoadedProgram(program.classifier(tree.rest(1), addresses, source=source)):
+            pass

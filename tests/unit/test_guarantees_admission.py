@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.control.networks.admission import Capacity, check_admitted
+from insula.control.networks.admission import MOST_FLOORS, MOST_INSTANCES, Capacity, check_admitted
 from insula.control.networks.shaping import concerns_all, floors_of, shaping_of
 from insula.model.errors import Conflict, InsulaError, Invalid
 from insula.model.guarantees import FLOORS, Guarantee
@@ -113,3 +113,19 @@ def test_a_tenant_is_shaped_if_anybody_has_a_floor_or_it_has_a_ceiling() -> None
 def test_rates_are_shown_as_they_are_given(bits: int) -> None:
     shown = parse_rate(format_rate(bits))
     assert bits * 0.999 - 1 <= shown <= bits
+
+
+def test_a_tenant_has_not_too_many_guarantees() -> None:
+    whole = Guarantee(tenant="acme", floor_out=10**8, created=0.0)
+    floors = [Guarantee(tenant="acme", instance=f"i{n}", floor_out=8_000, created=0.0) for n in range(MOST_FLOORS)]
+    ceiling = Guarantee(tenant="acme", instance="x", ceiling_out=8_000, created=0.0)
+    check_admitted(ceiling, [whole, *floors], Limits(), HOST)
+    with pytest.raises(Conflict, match="have floors of bandwidth"):
+        check_admitted(
+            Guarantee(tenant="acme", instance="x", floor_in=8_000, created=0.0), [whole, *floors], Limits(), HOST
+        )
+    many = [Guarantee(tenant="acme", instance=f"i{n}", packets_in=10, created=0.0) for n in range(MOST_INSTANCES)]
+    with pytest.raises(Conflict, match="have guarantees"):
+        check_admitted(ceiling, [whole, *many], Limits(), HOST)
+    other = Guarantee(tenant="globex", instance="x", ceiling_out=8_000, created=0.0)
+    check_admitted(other, [whole, *many], Limits(), HOST)

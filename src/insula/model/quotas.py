@@ -86,7 +86,7 @@ TABLE = (
         "bit/s",
         None,
         "bandwidth",
-        "bits a second of its instances",
+        "bits a second with the outside, each way",
         least=MIN_BANDWIDTH,
     ),
     Quota("disk", "store", "bytes", None, "disk", "space for files of its instances", least=MIN_DISK),

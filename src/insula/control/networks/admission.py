@@ -7,7 +7,7 @@ tenant. A refusal tells what is left.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from insula.model.errors import Conflict, Invalid
@@ -22,6 +22,8 @@ CPUS = 0.95
 """The part of the processors that may be promised."""
 MEMORY = 0.8
 """The part of the memory that may be promised. The kernel and the host's services need the rest."""
+MOST_INSTANCES, MOST_FLOORS = 1_000, 256
+"""How many instances of a tenant may have a guarantee, and of these a floor of bandwidth."""
 _ROUNDING = 1e-9  # sums of fractions of a CPU are not exact
 _NAMES = {
     "floor_out": "sent bandwidth",
@@ -109,6 +111,7 @@ def _check_tenant(wanted: Guarantee, own: Iterable[Guarantee]) -> None:
     every = list(own)
     whole = next((each for each in every if each.instance is None), None)
     instances = [each for each in every if each.instance is not None]
+    _check_number(wanted, instances)
     for field in FLOORS:
         if (floor := getattr(wanted, field)) is None:
             continue
@@ -118,6 +121,16 @@ def _check_tenant(wanted: Guarantee, own: Iterable[Guarantee]) -> None:
             what = f"{_shown(field, floor)} of {_NAMES[field]} can't be promised: {_shown(field, max(left, 0))} is left"
             hint = f"of the tenant's floor of {_shown(field, of_tenant)}"
             raise Conflict(what, hint if of_tenant else "the tenant has no such floor; an operator can set one")
+
+
+def _check_number(wanted: Guarantee, instances: Sequence[Guarantee]) -> None:
+    """Check that the tenant has not too many guarantees: each with a floor is compared with every packet."""
+    if len(instances) >= MOST_INSTANCES:
+        raise Conflict(f"{MOST_INSTANCES} instances of tenant {wanted.tenant} have guarantees", "clear some of these")
+    with_floors = [each for each in instances if each.floor_out is not None or each.floor_in is not None]
+    if (wanted.floor_out is not None or wanted.floor_in is not None) and len(with_floors) >= MOST_FLOORS:
+        what = f"{MOST_FLOORS} instances of tenant {wanted.tenant} have floors of bandwidth"
+        raise Conflict(what, "set those of the tenant as a whole instead")
 
 
 def _sum(guarantees: Iterable[Guarantee], field: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from insula.control.context import Context
 from insula.control.keys import (
@@ -17,9 +17,9 @@ from insula.control.keys import (
     ROUTERS,
     TENANTS,
 )
-from insula.control.networks.shaping import floors_of, shaping_of
+from insula.control.networks.shaping import floors_of, has_floors, shaping_of
 from insula.model.errors import NotFound
-from insula.model.guarantees import Floors
+from insula.model.guarantees import Floors, Guarantee
 from insula.model.objects import Instance, Port, Tenant
 from insula.model.peerings import Peering, PeeringSide
 from insula.model.policies import Policy, Selector
@@ -55,6 +55,7 @@ class Intents:
             return None
         listed = GUARANTEES.sort_out((await store.list(GUARANTEES.prefix_all())).entries)[0]
         guarantees, link = [each.value for each in listed], await self.link()
+        self._report(guarantees, link)
         self.seen[name] = snapshot.revision  # instances are read after that, and may be newer
         instances = list(self._instances(name))
         here = [instance for instance, _ in instances]
@@ -148,6 +149,14 @@ class Intents:
             configured = self.context.settings.network.link_bits
             self._link = configured or await asyncio.to_thread(measured_link)
         return self._link
+
+    def _report(self, guarantees: Sequence[Guarantee], link: int | None) -> None:
+        """Record as a problem that floors are not in force, because the bandwidth of this host isn't known any more."""
+        if link is None and has_floors(guarantees):
+            what = "this host's link has no known speed, so floors of bandwidth are not in force"
+            self.context.problems["guarantees"] = f"{what}: set network.link in insulad.toml"
+        else:
+            self.context.problems.solved("guarantees")
 
 
 def _is_of(endpoint: ServiceEndpoint, peering: Peering) -> bool:

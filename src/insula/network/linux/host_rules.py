@@ -47,6 +47,7 @@ table inet {table} {{
         {redirects}
     }}
     chain from_tenant {{
+        meta priority set 0 comment "it was a class of guarantees, which the host's devices may have too"
         fib saddr . iif oif missing drop
         oifname "{uplinks}*" goto to_tenant comment "another tenant, or the same: what is open to the outside"
         ip daddr @members4 udp dport {vxlan} drop

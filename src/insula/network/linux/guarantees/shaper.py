@@ -132,7 +132,8 @@ class Shaper:
     def _remove(self, host: Rtnl, tenant: int, uplink: int | None) -> None:
         if uplink is not None and has_filters(host, uplink):
             host.execute(tc.delete_clsact(uplink))
-        if not (devices := self._devices(host)):
+        devices = self._devices(host)
+        if not any(tc.some_classes(host, index, [tree.tenant(tenant)]) for index in devices.values()):
             return
         for index in devices.values():
             self._delete_classes(host, index, tenant)
