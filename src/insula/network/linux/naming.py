@@ -17,6 +17,7 @@ from insula.model.errors import Invalid
 from insula.model.units import shorten
 
 UPLINK: Final = "uplink"  # in the tenant's namespace
+RATES: Final = "rates"  # where what instances with ceilings send waits: see `linux.guarantees.ports`
 EGRESS: Final = "egress"  # the beginning of the names of devices there: see `linux.egress`
 MTU: Final = 1500  # of the uplinks
 _GUARANTEED: Final = 1 << 15  # the first address of a range that is no uplink's

@@ -285,7 +285,7 @@ def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) 
     for device in sorted(allowed - names):
         yield f"rule elements of {device}, which does not exist"
     for link in links.values():
-        if link.name not in ("lo", naming.UPLINK) and all(
+        if link.name not in ("lo", naming.UPLINK, naming.RATES) and all(
             naming.number(link.name, head) is None for head in ("br", "p", "vx", naming.EGRESS, naming.PEERING)
         ):
             yield f"device {link.name} is not ours"

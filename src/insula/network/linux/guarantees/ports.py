@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, Protocol
+from typing import Protocol
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
@@ -31,7 +31,6 @@ from insula.network.linux.deletion import is_gone
 from insula.network.linux.guarantees import program, tree
 from insula.network.linux.naming import Naming
 
-DEVICE: Final = "rates"
 _JUMBO = 9_300  # bytes: the largest packet of a network, with its header; a token bucket drops what is larger than it
 _FIRST = 0x10  # the number of the first class
 _FAMILIES = ("bridge", "inet")
@@ -151,7 +150,7 @@ class PortShaper:
 
     def _ensure_device(self, sent: Mapping[int, int]) -> int | None:
         """Make the device with a class for each number in `sent`; delete it if there is none."""
-        index = self._rtnl.index(DEVICE)
+        index = self._rtnl.index(naming.RATES)
         if not sent:
             if index is not None:  # filters that lead to it are deleted first, or packets would be lost
                 for each, kind in tc.kinds(self._rtnl):
@@ -160,8 +159,8 @@ class PortShaper:
                 self._rtnl.execute(netlink.delete_link(index=index))
             return None
         if index is None:
-            self._rtnl.execute(netlink.ifb(DEVICE))
-            index = self._rtnl.index(DEVICE)
+            self._rtnl.execute(netlink.ifb(naming.RATES))
+            index = self._rtnl.index(naming.RATES)
             assert index is not None
         root = tc.qdisc(self._rtnl, index)
         if root is None or root.kind != "htb":
