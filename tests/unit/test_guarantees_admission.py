@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.control.networks.admission import MOST_FLOORS, MOST_INSTANCES, Capacity, check_admitted
-from insula.control.networks.shaping import concerns_all, floors_of, shaping_of
+from insula.control.networks.shaping import floors_of, kinds_of_floors, shaping_of
 from insula.model.errors import Conflict, InsulaError, Invalid
 from insula.model.guarantees import FLOORS, Guarantee
 from insula.model.objects import Limits, Tenant
@@ -103,8 +103,9 @@ def test_a_tenant_is_shaped_if_anybody_has_a_floor_or_it_has_a_ceiling() -> None
     alone = shaping_of(limited, [ceiling], [], 10**9)
     assert alone is not None
     assert (alone.link, alone.out.ceiling, alone.in_.ceiling) == (None, 10_000_000, 10_000_000)
-    assert not concerns_all([ceiling])
-    assert concerns_all([Guarantee(tenant="globex", cpus=1.0, created=0.0)])
+    assert kinds_of_floors([ceiling]) == (False, False)
+    assert kinds_of_floors([floor, ceiling]) == (True, False)
+    assert kinds_of_floors([Guarantee(tenant="globex", cpus=1.0, created=0.0)]) == (False, True)
     floors = floors_of(acme, [Guarantee(tenant="globex", cpus=1.0, memory=5, created=0.0)], [])
     assert (floors.cpus, floors.shared, floors.all_memory) == (None, True, 5)
 

@@ -21,7 +21,7 @@ from insula.control.instances.specs import cli_command
 from insula.control.keys import FLOOR_GUARDS, GUARANTEES, INSTANCES, TENANTS
 from insula.control.networks.admission import Capacity, check_admitted, measured_capacity
 from insula.control.networks.controller import NetworkController
-from insula.control.networks.shaping import concerns_all
+from insula.control.networks.shaping import kinds_of_floors
 from insula.control.tenants import Tenants
 from insula.model import rules
 from insula.model.errors import Conflict, InsulaError, Invalid, NotFound
@@ -134,7 +134,7 @@ class Guarantees:
             check_admitted(after, others, owner.value.limits, capacity)
             writes = [_put(after), *map(_delete, gone), _next(guard)]
             await store.transact(compares, writes)
-            return before, after, concerns_all(every) or concerns_all([*others, after])
+            return before, after, kinds_of_floors(every) != kinds_of_floors([*others, after])
 
         return await retried(attempt)
 
@@ -151,7 +151,7 @@ class Guarantees:
     async def _installed(self, tenant: str, *, everybody: bool) -> None:
         """Return when the controller has installed the change on this host. Raises what prevents it.
 
-        A floor of one tenant needs the packets of all others to be shaped, too."""
+        The first floor of a tenant needs the packets of all others to be shaped, too."""
         names = {tenant}
         if everybody:
             names |= {each.name for each in await TENANTS.readable(self.context.store)}

@@ -13,10 +13,11 @@ def has_floors(guarantees: Iterable[Guarantee]) -> bool:
     return any(each.instance is None and (each.floor_out or each.floor_in) for each in guarantees)
 
 
-def concerns_all(guarantees: Iterable[Guarantee]) -> bool:
-    """Whether any tenant has a floor that holds only if the other tenants are shaped, or weigh less."""
+def kinds_of_floors(guarantees: Iterable[Guarantee]) -> tuple[bool, bool]:
+    """Whether any tenant has a floor of bandwidth, and whether one has a floor of CPUs. All tenants are concerned when
+    that changes: such floors hold only if the others are shaped, or weigh less."""
     every = list(guarantees)
-    return has_floors(every) or any(each.instance is None and each.cpus is not None for each in every)
+    return has_floors(every), any(each.instance is None and each.cpus is not None for each in every)
 
 
 def shaping_of(

@@ -12,7 +12,7 @@ from insula.control.instances.drivers.directory import boot_id
 from insula.kernel.cgroups import Cgroup, Resources
 from insula.kernel.cgroups.base import distinct
 from insula.model.errors import Failed
-from insula.model.guarantees import Floors
+from insula.model.guarantees import Floors, InstanceFloors
 from insula.model.objects import Limits, Tenant
 
 _WEIGHTS, _LIGHT = 10_000, 5  # cpu.weight of the whole host, and of a group without a floor beside others
@@ -26,6 +26,7 @@ class TenantGroups:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
+        self._without_floors: set[str] = set()  # tenants whose groups have the usual values
 
     def group(self, name: str) -> Cgroup:
         return Cgroup(f"{self.prefix}/{name}")
@@ -61,17 +62,23 @@ class TenantGroups:
 
     def promise(self, name: str, floors: Floors) -> None:
         """Set the weights and the protected memory of a tenant's group, and of those of its instances. Failed."""
+        usual = Floors(all_memory=floors.all_memory, instances=dict.fromkeys(floors.instances, InstanceFloors()))
+        nothing = floors == usual
+        if nothing and name in self._without_floors:
+            return
         group = self.group(name)
         members = {id_: Cgroup(f"{group.path}/{id_}") for id_ in floors.instances}
         try:
-            _promise(Cgroup(self.prefix), None, floors.all_memory, shared=False)
+            _protect(Cgroup(self.prefix), floors.all_memory)
             _promise(group, floors.cpus, floors.memory, shared=floors.shared)
             among = any(each.cpus is not None for each in floors.instances.values())
             for id_, member in members.items():
                 if member.exists():
                     each = floors.instances[id_]
                     _promise(member, each.cpus, each.memory, shared=among)
+            (self._without_floors.add if nothing else self._without_floors.discard)(name)
         except OSError as error:
+            self._without_floors.discard(name)
             hint = "`insula doctor` tells what this host lacks"
             raise Failed(f"CPU and memory of tenant {name} can't be promised: {error}", hint) from error
 
@@ -102,21 +109,29 @@ def _promise(group: Cgroup, cpus: float | None, memory: int | None, *, shared: b
     """Set a group's floors. Processors are shared by weight among groups of one parent: one with a floor weighs what it
     is promised, and others little while any has a floor (`shared`). Memory below the floor is reclaimed last. OSError,
     but not on a host that lacks a controller if nothing is promised."""
+    _protect(group, memory)
     part = None if cpus is None else min(cpus / len(os.sched_getaffinity(0)), 1.0)
     if group.tree.unified:
         weight = 100 if not shared else max(1, round(_WEIGHTS * part)) if part is not None else _LIGHT
         weights: Resources = {"unified": {"cpu.weight": str(weight)}}
-        protected: Resources = {"unified": {"memory.low": str(memory or 0)}}
     else:
         shares = 1024 if not shared else max(2, round(_SHARES * part)) if part is not None else _LIGHT_SHARES
         weights = {"cpu": {"shares": shares}}
-        protected = {"memory": {"reservation": memory or -1}}
-    for resources, promised in ((weights, cpus), (protected, memory)):
-        try:
-            group.update(resources)
-        except OSError as error:
-            if promised or error.errno != errno.EOPNOTSUPP:
-                raise
+    _update(group, weights, needed=cpus is not None)
+
+
+def _protect(group: Cgroup, memory: int | None) -> None:
+    """Set a group's protected memory. OSError."""
+    low: Resources = {"unified": {"memory.low": str(memory or 0)}}
+    _update(group, low if group.tree.unified else {"memory": {"reservation": memory or -1}}, needed=bool(memory))
+
+
+def _update(group: Cgroup, resources: Resources, *, needed: bool) -> None:
+    try:
+        group.update(resources)
+    except OSError as error:
+        if needed or error.errno != errno.EOPNOTSUPP:
+            raise
 
 
 def counters(group: Cgroup) -> GroupCounters | None:
