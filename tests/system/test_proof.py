@@ -11,8 +11,22 @@ import pytest
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
+from insula.model.policies import (
+    AddressGroup,
+    CidrPeer,
+    Direction,
+    GroupPeer,
+    InstancePeer,
+    OperatorPolicy,
+    OperatorRule,
+    Policy,
+    PolicyRule,
+    PortMatch,
+    Selector,
+)
 from insula.model.routers import Router, StaticRoute
 from insula.network.findings import ProofFinding
+from insula.network.intent import PolicyIntent
 from insula.network.linux import naming
 from insula.network.proof import Prover
 from insula.network.verify import verify
@@ -256,6 +270,73 @@ def test_routers_and_networks_without_a_way_out_are_proven() -> None:
         nft(cloud, "acme", 'add element inet lab paths { "br4" . "uplink" }')
         found = prover.prove(intents, running).findings
         assert {each[1:4] for each in found} == {("leak", "acme/far", "outside")}
+
+
+def policies_of_acme() -> PolicyIntent:
+    """Policies with all kinds of peers, and the operator's above them."""
+
+    def policy(name: str, tier: str, directions: list[Direction], *listed: PolicyRule, dns: bool = True) -> Policy:
+        select = Selector(labels={"tier": tier})
+        return Policy(
+            tenant="acme", name=name, select=select, directions=directions, rules=[*listed], dns=dns, created=0.0
+        )
+
+    web, db = (InstancePeer(select=Selector(labels={"tier": tier})) for tier in ("web", "db"))
+    some = CidrPeer(cidr="203.0.113.0/24", exceptions=["203.0.113.64/26"])
+    asked = [PortMatch(protocol="tcp", port=5432), PortMatch(protocol="icmp")]
+    return PolicyIntent(
+        policies=[
+            policy("db", "db", ["in"], PolicyRule(direction="in", peers=[web], ports=asked)),
+            policy(
+                "web",
+                "web",
+                ["out"],
+                PolicyRule(direction="out", peers=[some], ports=[PortMatch(protocol="udp", port=100, end_port=200)]),
+                PolicyRule(direction="out", peers=[db, GroupPeer(group="partners")]),
+            ),
+            policy("closed", "app", ["in", "out"], dns=False),
+        ],
+        groups=[
+            AddressGroup(tenant="acme", name="partners", cidrs=["198.51.100.0/24", "2001:470:1::/48"], created=0.0)
+        ],
+        labels={name: {"tier": name} for name in ("web", "db", "app")},
+        operator=[
+            OperatorPolicy(
+                name="company",
+                rules=[
+                    OperatorRule(action="deny", direction="out", peers=[CidrPeer(cidr="172.20.0.0/16")]),
+                    OperatorRule(
+                        action="accept",
+                        direction="out",
+                        peers=[CidrPeer(cidr="9.9.9.9/32")],
+                        ports=[PortMatch(protocol="udp", port=53)],
+                    ),
+                ],
+                created=0.0,
+            )
+        ],
+    )
+
+
+@isolated
+def test_policies_are_proven() -> None:
+    World()
+    with two_tenants() as cloud:
+        cloud.network("acme", "10.1.0.0/24", "fd01::/64", name="back")
+        cloud.instance("acme", "back", "back")
+        cloud.instance("acme", "app")
+        intents = [cloud.intent("acme", policy=policies_of_acme()), cloud.intent("globex")]
+        running = {each.port.index for each in cloud.instances.values()}
+        prover = Prover(cloud.fabric)
+        assert not cloud.fabric.apply(intents[0])
+        assert prover.prove(intents, running).findings == []
+        without = prover.prove([cloud.intent("acme"), intents[1]], running).findings
+        assert {"blocked"} == {each.kind for each in without}, "the positive control"
+        nft(cloud, "acme", "flush map inet lab subjects4")
+        found = prover.prove(intents, running).findings
+        assert ("leak", "acme/back", "acme/app") not in {each[1:4] for each in found}, "no router joins them"
+        assert {("leak", "acme/app", "outside"), ("leak", "acme/web", "acme/app")} <= {each[1:4] for each in found}
+        assert all(each.witness and each.witness.version == 4 for each in found)
 
 
 @isolated

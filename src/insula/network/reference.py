@@ -165,13 +165,13 @@ class ReferenceModel:
                     found.require(NetworkPlace("router"), to_router.required << cell)
                     found.permit(NetworkPlace("router"), to_router.permitted << cell)
                 else:
-                    found.permit(NetworkPlace("router"), to_router.permitted & ~services.of_resolver << cell)
+                    found.permit(NetworkPlace("router"), (to_router.permitted & ~services.of_resolver) << cell)
                 for peer, matches in self._services_at(mine, range_):
                     found.permit(peer, policies.of_ports(matches) << cell)
                 if (place := self._destination(mine, range_, owners)) is None:
                     continue
                 allowed = policies.allowed(sender.address.low, range_)
-                found.permit(place, (allowed | (services.ignored if place.kind == "port" else 0)) << cell)
+                found.permit(place, (allowed | services.ignored) << cell)
                 if self._is_required(mine, range_, place, owners):
                     found.require(place, (allowed & usual) << cell)
         return found

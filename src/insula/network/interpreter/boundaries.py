@@ -131,6 +131,10 @@ def _cut(name: str, length: int, low: int, high: int, into: Boundaries, protocol
     if name in _ADDRESSES:
         if length == (4 if into.version == 4 else 16):
             into.addresses.add(low, high)
+    elif name == "ct original proto-dst" and (ICMP in protocols or ICMPV6 in protocols):
+        into.types.add(low >> 8, high >> 8)
+        if (low & 0xFF, high & 0xFF) != (0, 0xFF):
+            into.codes.add(low & 0xFF, high & 0xFF)
     elif name in _PORTS:
         side = into.sources if _PORTS[name] == "source" else into.targets
         for protocol in (TCP, UDP):

@@ -177,33 +177,48 @@ class HeaderFields:
                 parts += state[name].only(with_types)
                 known |= with_types & ~state[name].unknown
         if (start, end) == (0, 2):  # type and code together
-            parts += [
-                (low << 8 | first, low << 8 | last, bits & more)
-                for low, high, bits in state["type"].only(with_types)
-                if low == high
-                for first, last, more in state["code"].parts
-            ]
-            known |= sum(bits for low, high, bits in state["type"].only(with_types) if low == high)
+            for low, high, bits in state["type"].only(with_types):
+                for first, last, more in state["code"].only(bits):
+                    if low == high or (first, last) == (0, 0xFF):
+                        parts.append((low << 8 | first, high << 8 | last, more))
+                        known |= more
         return Symbolic(load.length, parts, self._space.all & ~known)
 
     def _attribute(self, term: Attribute, state: State) -> Symbolic:
         name = _CONNECTION.get(term.name, term.name)
         if name in ("original proto-dst", "reply proto-src"):
             return self._port_of_connection(name, state)
-        if name not in state or state[name].length != term.length:
-            return self.unknown(term.length)
-        return state[name]
+        if name in state and state[name].length == term.length:
+            return state[name]
+        if name in state and term.name.startswith("ct "):
+            return Symbolic(term.length)  # an address of the other version of IP, which the connection does not have
+        return self.unknown(term.length)
 
     def _port_of_connection(self, name: str, state: State) -> Symbolic:
         """Return the port that a connection is to: before translation, or after it. ICMP has type and code in the
         original tuple (net/netfilter/nf_conntrack_proto_icmp.c)."""
         port = state["original dport" if name == "original proto-dst" else "dport"]
         if name == "reply proto-src":
-            return port
+            without = self._space.of_services(_without_ports(self._space))
+            return Symbolic(2, [*port.parts, (0, 0, port.unknown & without)], port.unknown & ~without)
         types = Load("transport", 0, 2)
         icmp = sum(b for low, high, b in state["protocol"].parts if (low, high) in ((ICMP, ICMP), (ICMPV6, ICMPV6)))
         both = self._transport(types, state)
-        return Symbolic(2, [*port.parts, *both.only(icmp)], port.unknown & ~icmp | both.unknown & icmp)
+        unknown = port.unknown & ~icmp | both.unknown & icmp
+        without = self._space.of_services(_without_ports(self._space))
+        return Symbolic(2, [*port.parts, *both.only(icmp), (0, 0, unknown & without)], unknown & ~without)
+
+
+_TRACKED_PORTS: Final = (33, 47, 132, 136)  # DCCP, GRE, SCTP, UDP-Lite have something like ports in their tuples
+
+
+def _without_ports(space: Space) -> int:
+    """Return the services of protocols whose connections have the port 0 (nf_conntrack_proto_generic.c)."""
+    found = 0
+    for number, each in enumerate(space.services):
+        if each.target is None and not any(each.protocol.low <= p <= each.protocol.high for p in _TRACKED_PORTS):
+            found |= 1 << number
+    return found
 
 
 _CONNECTION: Final = {
