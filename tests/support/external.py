@@ -19,7 +19,7 @@ from tests.support.lab import SOON, Instance, Lab
 def publish(lab: Lab, tenant: str, **published: str | Sequence[str]) -> None:
     """Publish these ports, by instance, as they are written on the command line, and no others."""
     forwards = [
-        forward(lab, tenant, name, parse(text))
+        forward(lab, tenant, name, PublishedPort(**parse(text)))
         for name, some in published.items()
         for text in ([some] if isinstance(some, str) else some)
     ]

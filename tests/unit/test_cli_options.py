@@ -168,7 +168,7 @@ def test_wrong_usage(words: tuple[str, ...], complaint: str) -> None:
         (("stauts",), "`insula status`"),
         (("xyzzy",), "`insula --help`"),
         (("run", "--memroy", "1g", "busybox"), "--memory"),
-        (("run", "-p", "80:80", "busybox"), "published ports are not supported"),
+        (("run", "-p", "80", "busybox"), "8080:80"),
         (("run", "--volume", "/a:/b", "busybox"), "insula cp"),
         (("run", "--label", "=x", "busybox"), "`insula run --help`"),
         (("ps", "-p"), "`insula ps --help`"),

@@ -24,6 +24,7 @@ from insula.model.objects import (
     NetworkStatus,
     OverlayRoot,
     Port,
+    PublishedPort,
     Resources,
     Tenant,
 )
@@ -93,6 +94,7 @@ from insula.model.views import (
     NetworkSpec,
     NetworkView,
     ProcessView,
+    PublishedPatch,
     Started,
     StatsSample,
     TenantSpec,
@@ -261,6 +263,7 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     SaveSpec(names=["web:1"]),
     _SPEC,
     InstanceView(instance=_INSTANCE, status=_STATUS),
+    PublishedPatch(publish=[PublishedPort(port=8080, target=80)]),
     InstancePatch(memory=128 * _MIB, labels={"tier": "front", "old": None}),
     ExecSpec(command=["ls", "/"]),
     Started(id="0123456789abcdef"),

@@ -35,7 +35,7 @@ from insula.api.streams import FRAMES, TAR, archive, frames, primed, upload, whi
 from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment
-from insula.model.views import ExecSpec, Explanation, InstancePatch, InstanceView, ProcessView, Started
+from insula.model.views import ExecSpec, Explanation, InstancePatch, InstanceView, ProcessView, PublishedPatch, Started
 
 ARGUMENTS = "insula-audit-arguments"
 """The label of tenants whose audit log has the arguments of `exec`."""
@@ -141,6 +141,17 @@ class InstanceRoutes(Controller):
         self, plane: Plane, sender: Sender, tenant: TenantName, name: Name, data: JSONBody[InstancePatch]
     ) -> InstanceView:
         return await plane.instances.update(tenant, name, data, sender.labels)
+
+    @post(
+        "/{name:str}/published",
+        status_code=200,
+        summary="Publish further ports of it, and withdraw others, at once",
+        permission="instance.write",
+    )
+    async def publish(
+        self, plane: Plane, tenant: TenantName, name: Name, data: JSONBody[PublishedPatch]
+    ) -> InstanceView:
+        return await plane.instances.publish(tenant, name, data)
 
     @delete("/{name:str}", summary="Remove an instance; with `force`, also one that runs", permission="instance.write")
     async def remove(self, plane: Plane, tenant: TenantName, name: Name, force: Flag = False) -> None:

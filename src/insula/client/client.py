@@ -316,6 +316,15 @@ class InstancesResource(Resource):
         `labels`, where it is no label."""
         return self.client.call("PATCH", "tenants", tenant, "instances", name, body=changes)  # type: ignore[no-any-return]
 
+    def publish(
+        self, tenant: str, name: str, publish: Sequence[Object] = (), withdraw: Sequence[Object] = ()
+    ) -> Object:
+        """Publish further ports of an instance, and withdraw others. Each has "port", "target", "count", "protocol" and
+        "address"."""
+        body = {"publish": [*publish], "withdraw": [*withdraw]}
+        where = "tenants", tenant, "instances", name, "published"
+        return self.client.call("POST", *where, body=body)  # type: ignore[no-any-return]
+
     def pause(self, tenant: str, name: str) -> Object:
         """Freeze all processes of an instance."""
         return self._call("POST", tenant, name, "pause")  # type: ignore[no-any-return]

@@ -16,6 +16,8 @@
 /status/TENANT/INSTANCE             InstanceStatus: the observed state, when it has settled
 /events/TENANT/INSTANCE             InstanceEvent: the last one; the store's history has earlier ones
 /claims/KIND/…                      see allocation/reservations.py
+/external/PROTOCOL/PORTS/ADDRESS    ExternalClaim of a range of ports; ADDRESS is "*" for all of the host's
+/external-guard                     see networks/external.py
 /identities/principals/TENANT/NAME  Principal; TENANT is "_" for users, "_groups" for groups of providers
 /identities/bindings/TENANT/ID      Binding of the principal with that ID; TENANT is "_" for the host
 /identities/tokens/ID               Token
@@ -32,6 +34,7 @@ from __future__ import annotations
 from insula.model import upgrades
 from insula.model.accounting import Account, Checkpoint, History, Ledger, TenantUsage, TrafficMeters, UsageMeter
 from insula.model.declared import ApplySet, SetMember
+from insula.model.external import ExternalClaim
 from insula.model.guarantees import FloorGuard, Guarantee
 from insula.model.objects import IdempotencyRecord, Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.peerings import Peering
@@ -75,6 +78,8 @@ REMOVED = Keyspace("/accounting/removed", TenantUsage, 2)
 CHECKPOINTS = Keyspace("/accounting/checkpoints", Checkpoint, 1)
 SETS = Keyspace("/declared/sets", ApplySet, 2)
 MEMBERS = Keyspace("/declared/members", SetMember, 3)
+
+EXTERNAL = Keyspace("/external", ExternalClaim, 3)
 
 OUTBOX = "/audit/outbox/"
 """The prefix of what requests are about to do, until the audit log has it."""

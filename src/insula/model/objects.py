@@ -336,6 +336,7 @@ class InstanceSpec(Struct, kw_only=True):
     networks: Annotated[list[NetworkAttachment], fields.at_most(rules.MAX_PORTS)] = msgspec.field(
         default_factory=_default_networks
     )  # none: loopback only
+    published: Annotated[list[PublishedPort], fields.at_most(rules.MAX_PUBLISHED)] = []  # to its first address
     command: list[fields.ArgumentText] = []  # replaces the image's cmd
     entrypoint: list[fields.ArgumentText] | None = None
     env: fields.Environment = {}

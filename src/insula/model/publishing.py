@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-
-import msgspec
+from typing import Any
 
 from insula.model.errors import Invalid
-from insula.model.objects import PublishedPort
 from insula.model.rules import MAX_PORT
 from insula.model.units import shorten
 
 _HINT = "write PORT:PORT, as in 8080:80, 127.0.0.1:8443:443/tcp, [::1]:53:53/udp or 20000-20999:20000-20999"
 
 
-def check(published: PublishedPort) -> PublishedPort:
-    """Return it with its address in canonical form. Invalid if it has ports above 65535, or no usable address."""
-    if published.last > MAX_PORT or published.target + published.count - 1 > MAX_PORT:
-        raise Invalid(f"{published.count} ports from {published.port} up end above {MAX_PORT}", "publish fewer")
-    if published.address is None:
-        return published
+def check_ports(port: int, target: int, count: int) -> None:
+    """Raise Invalid if there are ports above 65535."""
+    if port + count - 1 > MAX_PORT or target + count - 1 > MAX_PORT:
+        raise Invalid(f"{count} ports from {port} up end above {MAX_PORT}", "publish fewer")
+
+
+def check_address(text: str | None) -> str | None:
+    """Return an address in canonical form; None for 0.0.0.0 and [::], which are every address. Invalid."""
+    if text is None:
+        return None
     try:
-        address = ip_address(published.address)
+        address = ip_address(text)
     except ValueError:
-        raise Invalid(f"{shorten(published.address)} is no IP address", _HINT) from None
+        raise Invalid(f"{shorten(text)} is no IP address", _HINT) from None
     if address.is_unspecified:
-        return msgspec.structs.replace(published, address=None)
-    if address.is_multicast or address.is_link_local or (address.version == 6 and "%" in published.address):
+        return None
+    if address.is_multicast or address.is_link_local or "%" in text:
         raise Invalid(f"ports of {address} can't be published", "use an address of the host, or leave it out")
-    return msgspec.structs.replace(published, address=str(address))
+    return str(address)
 
 
-def parse(text: str) -> PublishedPort:
-    """Parse ``[ADDRESS:]PORT[-LAST]:PORT[-LAST][/PROTOCOL]``. An IPv6 address stands in brackets. Invalid."""
+def parse(text: str) -> dict[str, Any]:
+    """Parse ``[ADDRESS:]PORT[-LAST]:PORT[-LAST][/PROTOCOL]``. An IPv6 address stands in brackets.
+
+    Return the fields of a `PublishedPort`; this module does not import it, since each command loads it. Invalid.
+    """
     ports, slash, protocol = text.partition("/")
     address: str | None = None
     if ports.startswith("["):
@@ -47,24 +52,19 @@ def parse(text: str) -> PublishedPort:
     (port, last), (target, end) = _range(outside, text), _range(inside, text)
     if last - port != end - target:
         raise Invalid(f"{shorten(text)} has {last - port + 1} ports outside and {end - target + 1} inside", _HINT)
-    wanted = PublishedPort(
-        port=port,
-        target=target,
-        count=last - port + 1,
-        protocol="udp" if protocol == "udp" else "tcp",
-        address=address,
-    )
-    return check(wanted)
+    return {
+        "port": port,
+        "target": target,
+        "count": last - port + 1,
+        "protocol": protocol or "tcp",
+        "address": check_address(address),
+    }
 
 
-def show(published: PublishedPort) -> str:
-    """Return it as it is written: ``8080:80/tcp``, or with an address ``192.0.2.1:8080:80/tcp``."""
-    end = published.target + published.count - 1
-    outside, inside = _span(published.port, published.last), _span(published.target, end)
-    where = "" if published.address is None else f"{published.address}:"
-    if ":" in where[:-1]:
-        where = f"[{published.address}]:"
-    return f"{where}{outside}:{inside}/{published.protocol}"
+def show(port: int, target: int, count: int, protocol: str, address: str | None) -> str:
+    """Return them as they are written: ``8080:80/tcp``, or with an address ``192.0.2.1:8080:80/tcp``."""
+    where = "" if address is None else f"[{address}]:" if ":" in address else f"{address}:"
+    return f"{where}{_span(port, count)}:{_span(target, count)}/{protocol}"
 
 
 def _range(text: str, whole: str) -> tuple[int, int]:
@@ -78,5 +78,5 @@ def _range(text: str, whole: str) -> tuple[int, int]:
     return low, high
 
 
-def _span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
+def _span(first: int, count: int) -> str:
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"

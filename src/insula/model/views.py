@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from insula.model import fields
+from insula.model import fields, rules
 from insula.model.objects import (
     ConsoleSize,
     Instance,
@@ -20,6 +20,7 @@ from insula.model.objects import (
     Network,
     NetworkStatus,
     Outbound,
+    PublishedPort,
     Struct,
     Tenant,
 )
@@ -130,6 +131,13 @@ class InstancePatch(ResourcesPatch, kw_only=True):
     """Changes of an instance while it runs, as a JSON merge patch: a label with the value null is removed."""
 
     labels: dict[fields.LabelName, fields.LabelValue | None] | UnsetType = UNSET
+
+
+class PublishedPatch(Struct, kw_only=True):
+    """A change of an instance's published ports: what is withdrawn is as it was published."""
+
+    publish: Annotated[list[PublishedPort], fields.at_most(rules.MAX_PUBLISHED)] = []
+    withdraw: Annotated[list[PublishedPort], fields.at_most(rules.MAX_PUBLISHED)] = []
 
 
 class NetworkSpec(Struct, kw_only=True):

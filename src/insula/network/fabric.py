@@ -192,6 +192,21 @@ Places = Sequence[tuple[Network, Port]]
 """Ports with their networks."""
 
 
+class HostService(NamedTuple):
+    """A port on which a program of the host listens; `address` None is every address of the host."""
+
+    protocol: str
+    port: int
+    address: str | None
+
+
+class OutsideView(NamedTuple):
+    """The host's addresses, without loopback ones, and the ports that programs of the host use."""
+
+    addresses: Sequence[str]
+    services: Sequence[HostService]
+
+
 # -- the protocol -----------------------------------------------------------------------------------------------
 
 
@@ -312,6 +327,9 @@ class Fabric(Protocol):
 
     def trace_host(self, tenant: Tenant, packet: TracedPacket) -> TracedWay:
         """Follow one packet through the host: from the tenant's uplink, or from outside to it."""
+
+    def outside_view(self) -> OutsideView:
+        """Return what the outside sees of this host itself."""
 
     def host_drift(self) -> list[str]:
         """Return differences of the host's namespace from the state that the fabric installs there, as text."""

@@ -21,7 +21,7 @@ def run(arguments: Arguments) -> int:
         for view in views:
             print(view["instance"]["name"])
         return 0
-    header = ["NAME", "IMAGE", "STATE", "ADDRESS", "PID", "AGE"]
+    header = ["NAME", "IMAGE", "STATE", "ADDRESS", "PORTS", "PID", "AGE"]
     if arguments.all_tenants:
         header.insert(0, "TENANT")
     return listing(arguments.json, views, header, (row(view, arguments.all_tenants) for view in views))
@@ -35,10 +35,18 @@ def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
         instance["spec"]["image"],
         state(status, restarting=view["restarting"], health=view["health"]) + ("" if view["reconciled"] else " (?)"),
         ", ".join(addresses) or None,
+        ", ".join(map(show_published, instance["spec"]["published"])) or None,
         status.get("pid"),
         age(instance["created"]),
     ]
     return [instance["tenant"], *cells] if with_tenant else cells
+
+
+def show_published(port: dict[str, Any]) -> str:
+    """``8080:80/tcp``, or with an address ``[::1]:8080:80/tcp``."""
+    from insula.model import publishing  # not needed by most commands
+
+    return publishing.show(*(port[name] for name in ("port", "target", "count", "protocol", "address")))
 
 
 def state(status: dict[str, Any], *, restarting: bool = False, health: dict[str, Any] | None = None) -> str:

@@ -83,6 +83,7 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
         "command": arguments.cmd,
         "name": arguments.name or "",
         "networks": networks(arguments),
+        "published": arguments.publish,
         "env": environment(arguments.env, arguments.env_file),
         "labels": dict(pair(text, "label", default="") for text in arguments.label),
         "mounts": [tmpfs(text) for text in arguments.tmpfs],
@@ -360,6 +361,14 @@ def pid_of(text: str | None) -> str | None:
     raise UsageError(f"PID namespace {text[:60]!r} is unknown", "write container:NAME")
 
 
+def published(text: str) -> dict[str, Any]:
+    """Parse ``[ADDRESS:]PORT[-LAST]:PORT[-LAST][/PROTOCOL]``."""
+    from insula.model import publishing  # not needed by most commands
+
+    found: dict[str, Any] = _usage(publishing.parse, text)
+    return found
+
+
 def _usage(parse: Any, text: str) -> Any:
     try:
         return parse(text)
@@ -394,6 +403,13 @@ OPTIONS = [
     Option("--ip", "its IPv4 address in the first network; by default the next free one", "ADDRESS"),
     Option("--ip6", "its IPv6 address there", "ADDRESS"),
     Option("--mac --mac-address", "its MAC address there; by default made of its network and IPv4 address", "MAC"),
+    Option(
+        "-p --publish",
+        "publish a port or range of the host: 8080:80, [::1]:53:53/udp",
+        "[ADDRESS:]PORT:PORT[/udp]",
+        many=True,
+        parse=published,
+    ),
     Option("--hostname", "its host name (its name)", "NAME"),
     Option("--cpus", "at most so many CPUs, as in 0.5 (0: as many as its tenant)", "N", parse=zero_or(parse_cpus)),
     Option("-m --memory", "at most so much memory, as in 64m (0: as its tenant)", "SIZE", parse=zero_or(parse_size)),
@@ -447,11 +463,11 @@ OPTIONS = [
     Option("--log-files", "keep so many rotated log files (3)", "N", parse=whole(1)),
 ]
 
-_PUBLISH = "published ports are not supported yet: only instances of one network reach each other"
+_PUBLISH_ALL = "name the ports that others may reach, as in -p 8080:80"
 _VOLUME = "volumes are not supported yet: an instance keeps its files, and `insula cp` copies files in or out"
 _PRIVILEGED = "an instance can't be privileged on the host; --cap-add adds capabilities in its own namespaces"
 ELSEWHERE = {
-    **dict.fromkeys(("-p", "--publish", "-P", "--publish-all"), _PUBLISH),
+    **dict.fromkeys(("-P", "--publish-all"), _PUBLISH_ALL),
     **dict.fromkeys(("-v", "--volume", "--mount", "--volumes-from"), _VOLUME),
     **dict.fromkeys(("--privileged", "--ipc", "--device", "--security-opt"), _PRIVILEGED),
     "--net": "did you mean --network?",

@@ -1,4 +1,4 @@
-"""insula update: change limits and labels of an instance."""
+"""insula update: change limits, labels and published ports of an instance."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from collections.abc import Callable
 from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, or_none, whole, zero_or
 from insula.cli.output import print_json
-from insula.cli.verbs.run import pair
+from insula.cli.verbs.run import pair, published
 from insula.cli.verbs.tenant import changes, given
 from insula.model.units import parse_cpus, parse_size
 
 
 def run(arguments: Arguments) -> int:
     names = ("cpus", "memory", "pids", "disk", "inodes")
+    publish, withdraw = arguments.publish, arguments.unpublish
     relabels = arguments.label or arguments.unlabel
-    limits = given(arguments, *names) if relabels else changes(arguments, *names)
+    limits = given(arguments, *names) if relabels or publish or withdraw else changes(arguments, *names)
     if relabels:
         limits["labels"] = dict(pair(text, "label", default="") for text in arguments.label)
         limits["labels"] |= dict.fromkeys(arguments.unlabel)
     client = connect(arguments)
-    view = client.instances.update(arguments.tenant, arguments.name, **limits)
+    if publish or withdraw:
+        view = client.instances.publish(arguments.tenant, arguments.name, publish, withdraw)
+    if limits:
+        view = client.instances.update(arguments.tenant, arguments.name, **limits)
     print_json(view) if arguments.json else print(arguments.name)
     return 0
 
@@ -32,7 +36,7 @@ def _or_none(parse: Callable[[str], object]) -> Callable[[str], object]:
 COMMANDS = {
     "update": Command(
         run,
-        "Change limits and labels of the instance NAME, at once. Those that are not given stay unchanged.",
+        "Change limits, labels and published ports of the instance NAME, at once. What is not given stays unchanged.",
         "NAME",
         [
             Option("--cpus", "at most so many CPUs, as in 0.5, or none for no limit", "N", parse=_or_none(parse_cpus)),
@@ -42,6 +46,20 @@ COMMANDS = {
             Option("--inodes", "at most so many files and directories, or none", "N", parse=or_none(whole(16))),
             Option("-l --label", "set a label; policies that select by it apply at once", "NAME[=VALUE]", many=True),
             Option("--unlabel", "remove a label", "NAME", many=True),
+            Option(
+                "-p --publish",
+                "publish a further port or range of the host, as in 8080:80",
+                "[ADDRESS:]PORT:PORT[/udp]",
+                many=True,
+                parse=published,
+            ),
+            Option(
+                "--unpublish",
+                "publish it no longer; open connections end",
+                "[ADDRESS:]PORT:PORT[/udp]",
+                many=True,
+                parse=published,
+            ),
         ],
         details="Refused if they exceed the tenant's limits, or are below the current usage.",
         complete={"NAME": "instance"},

@@ -24,14 +24,18 @@ from insula.control.identities.authority import Authority
 from insula.control.images import Images
 from insula.control.instances.specs import check, check_networks, make_name
 from insula.control.keys import ACCOUNTS, EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS, USAGE
+from insula.control.networks.external import ClaimPlan, External, owner_of, released
 from insula.control.networks.ports import Ports, port_reservations
 from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, NotFound
+from insula.model.external import ExternalClaim
 from insula.model.objects import Image, Instance, InstanceSpec, Network, NetworkAttachment, OverlayRoot, Tenant
 from insula.model.views import Usage
 from insula.store.protocol import Compare
 from insula.store.typed import Found
+
+_NO_CLAIMS = ClaimPlan()
 
 
 class Admitted(NamedTuple):
@@ -58,6 +62,7 @@ class Admission:
         self.images = images
         self.ports = ports
         self.accounts = accounts
+        self.external = External(context)
 
     async def admit(
         self, by: Authority, tenant: str, spec: InstanceSpec, *, start: bool, admitting: set[str]
@@ -93,6 +98,10 @@ class Admission:
         add(owner.value, usage, of_instance(spec, image.value.config))
         for network, attachment in zip(networks, spec.networks, strict=True):
             await self.ports.check(network.value, attachment, before.value.ports if before else ())
+        owner_before = (
+            owner_of(before.value) if before else ExternalClaim(tenant=tenant, kind="instance", name=name, id="")
+        )
+        await self.external.plan(owner_before, spec.published, before.value.spec.published if before else ())
         draft = self._draft(tenant, spec, image.value, before.value.id if before else "0" * 32, start=False)
         await self.context.driver_for(spec).validate(owner.value, draft)
 
@@ -165,9 +174,10 @@ class Admission:
                 await ledger_with(store, tenant, rest),
                 *([ACCOUNTS.put(account, tenant, draft.id)] if account else []),
             ]
+            claims = await self.external.plan(owner_of(instance), spec.published)
             reservations = [each for port in ports for each in port_reservations(port)]
             reservations += [project.reservation] if project else []
-            return Proposal(instance, reservations, compares, writes)
+            return Proposal(instance, reservations, [*compares, *claims.compares], [*writes, *claims.writes])
 
         def refuse(key: str, instance: Instance) -> None:
             _explain(key, instance, named=bool(spec.name))
@@ -203,12 +213,18 @@ def explain_port(key: str, attachments: Iterable[NetworkAttachment]) -> None:
 
 
 async def respecify(
-    context: Context, before: Instance, revision: int, spec: InstanceSpec, *, undo: bool = False
+    context: Context,
+    before: Instance,
+    revision: int,
+    spec: InstanceSpec,
+    *,
+    undo: bool = False,
+    claims: ClaimPlan = _NO_CLAIMS,
 ) -> Found[Instance]:
     """Commit another spec of an instance, within its tenant's quota, and return the changed instance. QuotaExceeded;
     TransactionConflict if the instance or its tenant was changed meanwhile.
 
-    `undo` takes such a change back, even if that exceeds the quota by now.
+    `undo` takes such a change back, even if that exceeds the quota by now. `claims` is committed with it.
     """
     tenant, name = before.tenant, before.name
     after = msgspec.structs.replace(before, spec=spec, generation=before.generation + 1)
@@ -224,11 +240,13 @@ async def respecify(
                 USAGE.unchanged(guard, tenant),
                 Compare(INSTANCES.key(tenant, name), revision),
                 TENANTS.unchanged(owner, tenant),
+                *claims.compares,
             ],
             [
                 INSTANCES.put(after, tenant, name),
                 USAGE.put(usage, tenant),
                 await ledger_with(context.store, tenant, usage),
+                *claims.writes,
             ],
         )
         return Found(after, changed)
@@ -259,6 +277,7 @@ async def delete_instance(context: Context, instance: Instance, accounts: Accoun
                 ACCOUNTS.delete(tenant, instance.id),
                 await ledger_with(context.store, tenant, usage, used),
                 *(reservation.delete() for reservation in own),
+                *released(instance),
             ],
             durable=False,
         )

@@ -79,6 +79,8 @@ class InstanceController:
         self.admitting.discard(managed.instance.id)
         self.add(managed)
         self.nudge(managed)
+        if managed.instance.spec.published:
+            self.lifecycle.ports.networks.nudge(managed.tenant.name)
 
     def committed(self, instance: Instance, revision: int) -> None:
         """Take the desired state of an instance of this host that was committed at that revision, and reconcile it."""

@@ -15,10 +15,10 @@ from ipaddress import IPv6Address, ip_address
 import msgspec
 
 from insula.control.allocation.quotas import check_resources
-from insula.model import rules
+from insula.model import publishing, rules
 from insula.model.errors import Invalid
 from insula.model.health import plan
-from insula.model.objects import AddressPair, Instance, InstanceSpec, NetworkAttachment
+from insula.model.objects import AddressPair, Instance, InstanceSpec, NetworkAttachment, PublishedPort
 from insula.model.units import check_label, parse_signal, shorten
 from insula.network.addresses import parse_mac, parse_range
 
@@ -30,7 +30,9 @@ def check(spec: InstanceSpec) -> InstanceSpec:
     empty."""
     if spec.name:
         check_label("instance", spec.name)
-    spec = msgspec.structs.replace(spec, networks=check_networks(spec.networks))
+    spec = msgspec.structs.replace(
+        spec, networks=check_networks(spec.networks), published=check_published(spec.published, spec.networks)
+    )
     if len(spec.mounts) > rules.MAX_MOUNTS:
         raise Invalid(f"{len(spec.mounts)} tmpfs are too many", "use at most 100")
     if spec.options.pid_of is not None:
@@ -54,6 +56,17 @@ def check_networks(attachments: Sequence[NetworkAttachment]) -> list[NetworkAtta
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise Invalid(f"network {twice} is given twice", "an instance has one port on a network at most")
     return found
+
+
+def check_published(published: Sequence[PublishedPort], networks: Sequence[NetworkAttachment]) -> list[PublishedPort]:
+    """Check the published ports of an instance, and return them with addresses in canonical form. Invalid."""
+    if len(published) > rules.MAX_PUBLISHED:
+        raise Invalid(f"{len(published)} published ports are too many", f"use at most {rules.MAX_PUBLISHED}, or ranges")
+    if published and not networks:
+        raise Invalid("ports of an instance without a network can't be published", "leave out --network none")
+    for each in published:
+        publishing.check_ports(each.port, each.target, each.count)
+    return [msgspec.structs.replace(each, address=publishing.check_address(each.address)) for each in published]
 
 
 def _check_attachment(attachment: NetworkAttachment) -> NetworkAttachment:

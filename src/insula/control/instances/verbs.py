@@ -28,6 +28,7 @@ from insula.control.instances.damaged import Damaged
 from insula.control.instances.drivers.base import require
 from insula.control.instances.io import InstanceIo
 from insula.control.instances.managed import ManagedInstance
+from insula.control.instances.publishing import respecify_published
 from insula.control.instances.renaming import rename
 from insula.control.instances.sharing import pid_owner
 from insula.control.instances.specs import check, cli_command, stop_signal
@@ -49,7 +50,7 @@ from insula.model.objects import (
     Tenant,
 )
 from insula.model.units import check_label, parse_signal
-from insula.model.views import InstanceView, ResourcesPatch
+from insula.model.views import InstanceView, PublishedPatch, ResourcesPatch
 from insula.store.protocol import TransactionConflict
 from insula.store.typed import Found
 
@@ -202,6 +203,8 @@ class Instances(InstanceIo):
         managed = await self._admitted(by, tenant, spec, start=start)
         self.controller.create(managed)
         await self.controller.converged(managed, managed.instance.generation)
+        if spec.published:
+            await self._reachable(tenant)
         return view(managed)
 
     async def run_attached(
@@ -367,6 +370,22 @@ class Instances(InstanceIo):
         force when this returns. It must have the labels `keep` afterwards (Denied). Invalid, QuotaExceeded, Failed;
         after an error nothing has changed."""
         return await self._whole(update(self, tenant, name, patch, keep))
+
+    async def publish(self, tenant: str, name: str, patch: PublishedPatch) -> InstanceView:
+        """Publish more ports of an instance, and withdraw others, at once. Invalid, NotFound, Conflict; after an error
+        nothing has changed."""
+
+        async def attempt(known: Known) -> Found[Instance] | None:
+            return await respecify_published(self.admission, known, patch)
+
+        found = await self._whole(self._changed(tenant, name, attempt))
+        await self._reachable(tenant)
+        return found
+
+    async def _reachable(self, tenant: str) -> None:
+        """Return when the tenant's published ports are installed. A failure is recorded as a problem of this host."""
+        with contextlib.suppress(NotFound):
+            await self.controller.lifecycle.ports.networks.converged(tenant)
 
     async def plug(self, tenant: str, name: str, attachment: NetworkAttachment) -> InstanceView:
         """Connect an instance to one more network, at once if it runs. Invalid, NotFound, Conflict, QuotaExceeded;

@@ -24,7 +24,15 @@ from insula.model.objects import Instance, Port, Tenant
 from insula.model.peerings import Peering, PeeringSide
 from insula.model.policies import Policy, Selector
 from insula.model.service_endpoints import ServiceEndpoint
-from insula.network.intent import ConsumedService, PeeringIntent, PolicyIntent, ProvidedService, TenantIntent
+from insula.network.intent import (
+    ConsumedService,
+    Forward,
+    OutsideIntent,
+    PeeringIntent,
+    PolicyIntent,
+    ProvidedService,
+    TenantIntent,
+)
 from insula.network.link import measured_link
 from insula.network.policy_model import matches
 from insula.store.protocol import Entry
@@ -68,6 +76,7 @@ class Intents:
             names={i.name: [a for port in i.plugged for a in addresses(port)] for i, runs in instances if runs},
             policy=await self._policy(found.value),
             peerings=await self._peerings(name),
+            outside=OutsideIntent(forwards=[each for i in here for each in _forwards(i)]),
             shaping=shaping_of(found.value, guarantees, here, link),
             complete=not self.context.unreadable,
         )
@@ -178,6 +187,13 @@ def _in_place_of(tenant: str, damaged: Entry) -> Policy:
     is denied until it is removed."""
     (_, name) = POLICIES.parts(damaged.key)
     return Policy(tenant=tenant, name=name, select=Selector(), directions=["in", "out"], dns=False, created=0.0)
+
+
+def _forwards(instance: Instance) -> Iterable[Forward]:
+    """The published ports of an instance; they lead to its first port."""
+    if instance.port:
+        for published in instance.spec.published:
+            yield Forward(published=published, addresses=addresses(instance.port))
 
 
 def addresses(port: Port) -> list[str]:

@@ -49,7 +49,7 @@ from insula.network.linux.guests import GuestServer
 from insula.network.linux.interpreter.interpreters import Interpreters
 from insula.network.linux.naming import Naming
 from insula.network.linux.neighbours import enlarge_tables
-from insula.network.linux.outside.host import HostOutside
+from insula.network.linux.outside.host import HasOutside, HostOutside
 from insula.network.linux.peers import Peers
 from insula.network.linux.records import TenantRecords
 from insula.network.linux.reporting import recording
@@ -62,7 +62,7 @@ from insula.network.linux.underlay import Members, Underlay
 log = logging.getLogger("insula.network")
 
 
-class LinuxFabric:
+class LinuxFabric(HasOutside):
     """Tenants' networks in network namespaces of this host.
 
     `run` is a directory on a file system that is empty after a reboot. `range4` and `range6` are the ranges of the
@@ -85,7 +85,6 @@ class LinuxFabric:
     ) -> None:
         self._underlay = underlay
         self._members: Members | None = None
-        self._outside: HostOutside | None = None
         self.naming = Naming(prefix, IPv4Network(range4), IPv6Network(range6))
         self._run = run / "network"
         self._records = TenantRecords(self._run)
@@ -150,12 +149,9 @@ class LinuxFabric:
             self._interpreters.close()
             self._host.close()
             self._host_nft.close()
-        if self._injector:
-            self._injector.close()
-        if self._members:
-            self._members.close()
-        if self._outside:
-            self._outside.close()
+        for part in (self._injector, self._members, self._outside):
+            if part:
+                part.close()
         self._procfs.close()
         self._members = self._outside = None
         self._host = self._host_nft = self._injector = None

@@ -7,8 +7,8 @@ from typing import Literal, Unpack
 
 from msgspec import UNSET
 
-from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment
-from insula.model.views import ExecSpec, InstancePatch, Started, StatsSample
+from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment, PublishedPort
+from insula.model.views import ExecSpec, InstancePatch, PublishedPatch, Started, StatsSample
 from insula.sdk import answers
 from insula.sdk._async.calls import AsyncCaller, request
 from insula.sdk._async.items import AsyncItems, as_sent, lines, log_outputs
@@ -66,6 +66,21 @@ class AsyncInstanceOperations:
         patch = InstancePatch(labels=UNSET if labels is None else dict(labels), **limits)
         return await self._caller.change(
             answers.INSTANCE, "PATCH", *_path(tenant, name), body=patch, key=idempotency_key
+        )
+
+    async def publish(
+        self,
+        tenant: str,
+        name: str,
+        *,
+        publish: Sequence[PublishedPort] = (),
+        withdraw: Sequence[PublishedPort] = (),
+        idempotency_key: str | None = None,
+    ) -> AnyInstance:
+        """Publish further ports of it, and withdraw others, at once."""
+        patch = PublishedPatch(publish=[*publish], withdraw=[*withdraw])
+        return await self._caller.change(
+            answers.INSTANCE, "POST", *_path(tenant, name), "published", body=patch, key=idempotency_key
         )
 
     async def rename(self, tenant: str, name: str, to: str, *, idempotency_key: str | None = None) -> AnyInstance:

@@ -7,8 +7,8 @@ from typing import Literal, Unpack
 
 from msgspec import UNSET
 
-from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment
-from insula.model.views import ExecSpec, InstancePatch, Started, StatsSample
+from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment, PublishedPort
+from insula.model.views import ExecSpec, InstancePatch, PublishedPatch, Started, StatsSample
 from insula.sdk import answers
 from insula.sdk._sync.calls import Caller, request
 from insula.sdk._sync.items import Items, as_sent, lines, log_outputs
@@ -65,6 +65,21 @@ class InstanceOperations:
         """Change the given limits and labels, at once if it runs. A label with the value None is removed."""
         patch = InstancePatch(labels=UNSET if labels is None else dict(labels), **limits)
         return self._caller.change(answers.INSTANCE, "PATCH", *_path(tenant, name), body=patch, key=idempotency_key)
+
+    def publish(
+        self,
+        tenant: str,
+        name: str,
+        *,
+        publish: Sequence[PublishedPort] = (),
+        withdraw: Sequence[PublishedPort] = (),
+        idempotency_key: str | None = None,
+    ) -> AnyInstance:
+        """Publish further ports of it, and withdraw others, at once."""
+        patch = PublishedPatch(publish=[*publish], withdraw=[*withdraw])
+        return self._caller.change(
+            answers.INSTANCE, "POST", *_path(tenant, name), "published", body=patch, key=idempotency_key
+        )
 
     def rename(self, tenant: str, name: str, to: str, *, idempotency_key: str | None = None) -> AnyInstance:
         return self._act(tenant, name, "rename", idempotency_key, {"to": to})

@@ -1,4 +1,6 @@
-"""Instance: limits, labels, networks, restart policy, stop timeout and `wanted` are changed; all else is replaced."""
+"""Instance: limits, labels, networks, published ports, restart policy, stop timeout and `wanted` are changed.
+
+All else is replaced."""
 
 from __future__ import annotations
 
@@ -24,9 +26,9 @@ from insula.control.instances.specs import check
 from insula.image.reference import parse
 from insula.model import upgrades
 from insula.model.errors import InsulaError, NotFound
-from insula.model.objects import Healthcheck, Instance, InstanceSpec, NetworkAttachment, RestartPolicy
+from insula.model.objects import Healthcheck, Instance, InstanceSpec, NetworkAttachment, PublishedPort, RestartPolicy
 from insula.model.own_views import HIDDEN
-from insula.model.views import InstancePatch, ResourcesPatch
+from insula.model.views import InstancePatch, PublishedPatch, ResourcesPatch
 
 _ELSEWHERE = ("name", "labels")  # fields of InstanceSpec that are metadata of the document
 _CHANGED = ("restart", "stop_timeout")
@@ -54,6 +56,7 @@ class InstanceKind(DeclaredKind):
         ("spec", "wanted"),
         *(("spec", "resources", name) for name in ResourcesPatch.__struct_fields__),
         ("spec", "networks"),
+        ("spec", "published"),
         *(("spec", name) for name in _CHANGED),
     ]
 
@@ -131,6 +134,8 @@ class InstanceKind(DeclaredKind):
             )
         if old["networks"] != new["networks"]:
             await self._connect(verbs, ref, msgspec.convert(new["networks"], list[NetworkAttachment]))
+        if old["published"] != new["published"]:
+            await self._publish(verbs, ref, msgspec.convert(new["published"], list[PublishedPort]))
         resources = {name: value for name, value in new["resources"].items() if old["resources"][name] != value}
         if resources:
             await verbs.instances.update(ref.tenant, ref.name, msgspec.convert(resources, InstancePatch))
@@ -156,6 +161,14 @@ class InstanceKind(DeclaredKind):
             with suppress(InsulaError):
                 await verbs.instances.connect(ref.tenant, ref.name, lambda _: before.spec.networks)
             raise
+
+    async def _publish(self, verbs: Verbs, ref: ObjectReference, wanted: Sequence[PublishedPort]) -> None:
+        assert ref.tenant is not None
+        has = (await verbs.instances.get(ref.tenant, ref.name)).instance.spec.published
+        patch = PublishedPatch(
+            publish=[each for each in wanted if each not in has], withdraw=[each for each in has if each not in wanted]
+        )
+        await verbs.instances.publish(ref.tenant, ref.name, patch)
 
     async def _has_failed(self, verbs: Verbs, ref: ObjectReference) -> bool:
         current = await self.current(verbs, ref)

@@ -7,6 +7,7 @@ names; each tenant's are compared with its intent and changed.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_interface
@@ -15,13 +16,17 @@ from pathlib import Path
 from insula.kernel.netlink import Rtnl, host_routes, maps
 from insula.kernel.netlink.conntrack import ConntrackSocket, Match, to
 from insula.kernel.netlink.nftables import NftablesSocket
+from insula.kernel.netns import OWN, call_in
 from insula.kernel.nftables import Nft
+from insula.network.fabric import OutsideView
 from insula.network.intent import TenantIntent
 from insula.network.linux import sysctl
+from insula.network.linux.calls import Calls, about_host
 from insula.network.linux.naming import Naming
 from insula.network.linux.outside import elements, rules
 from insula.network.linux.outside.addresses import OutsideAddresses, needs_transit, uses_loopback, version
 from insula.network.linux.outside.elements import HOST_SETS, ExternalPorts, MapContents
+from insula.network.linux.outside.services import services
 from insula.network.linux.outside.tenant import TenantOutside
 from insula.network.linux.outside.transits import Transits
 from insula.network.linux.rules import install
@@ -43,10 +48,12 @@ class HostOutside:
         self._settings = settings
         self._nftables = NftablesSocket()
         self._conntrack = ConntrackSocket()
+        self._netns = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
         self._lock = threading.Lock()
         self._cached: tuple[int, MapContents] | None = None  # with the generation of the rules
 
     def close(self) -> None:
+        os.close(self._netns)
         self._nftables.close()
         self._conntrack.close()
 
@@ -81,6 +88,10 @@ class HostOutside:
         found = [ip_interface(each.address).ip for each in self._rtnl.addresses() if not each.link_local]
         ranges = self._names.range4, self._names.range6
         return sorted(str(each) for each in found if not each.is_loopback and not any(each in one for one in ranges))
+
+    def view(self) -> OutsideView:
+        """Return the host's addresses, and the ports that its own programs use."""
+        return OutsideView(self._own(), call_in(self._netns, services))
 
     # -- a tenant --------------------------------------------------------------------------------------------------
 
@@ -123,7 +134,7 @@ class HostOutside:
         requests = [
             request
             for name in HOST_SETS
-            for request in maps.change("inet", self._table, name, have[name], wanted[name])
+            for request in maps.change("inet", self._table_of(name), name, have[name], wanted[name])
         ]
         if not requests:
             return
@@ -186,6 +197,19 @@ class HostOutside:
         local = host_routes.add_local if 6 in versions else host_routes.delete_local
         with contextlib.suppress(OSError):  # no IPv6
             self._rtnl.execute(local("::1", index))
+
+
+class HasOutside:
+    """The part of a fabric that shows what the outside sees of the host."""
+
+    _calls: Calls
+    _outside: HostOutside | None = None
+
+    @about_host
+    def outside_view(self) -> OutsideView:
+        """Return the host's addresses, and the ports that its own programs use."""
+        assert self._outside
+        return self._outside.view()
 
 
 def _matches(ports: ExternalPorts, hosts: Sequence[str]) -> list[Match]:

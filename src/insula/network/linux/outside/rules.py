@@ -121,12 +121,10 @@ _HOST_MAPS = """\
 
 _HOST_CHAINS = """\
     chain translate{v} {{
+        {ip} daddr {uplink_range} return comment "the host's ends of uplinks"
+        fib daddr type != local return comment "an address that the host has lost may be that of another host"
         dnat {ip} to {ip} daddr . meta l4proto . th dport map @ports{v}
         dnat {ip} to {ip} daddr . meta l4proto . th dport map @ranges{v}
-        {ip} daddr {uplink_range} return comment "the host's ends of uplinks"
-        fib daddr type local goto host{v}
-    }}
-    chain host{v} {{
         dnat {ip} to meta l4proto . th dport map @host_ports{v}
         dnat {ip} to meta l4proto . th dport map @host_ranges{v}
     }}

@@ -96,11 +96,12 @@ class TenantOutside:
             *(host_routes.delete(address, _LOOPBACK) for address in routed - addresses),
             *(host_routes.add(address, _LOOPBACK) for address in addresses - routed),
         )
-        for index in {index for address, index in wanted - have if version(address) == 6}:
-            link = next((each.name for each in self._rtnl.links() if each.index == index), None)
-            if link:
-                settings = {f"ipv6/conf/{link}/proxy_ndp": "1"}
-                call_in(self._netns, lambda settings=settings: sysctl.write(settings))  # type: ignore[misc]
+        if new := {index for _, index in wanted - have}:
+            settings: dict[str, str] = {}
+            for name in (link.name for link in self._rtnl.links() if link.index in new):
+                settings |= {f"ipv6/conf/{name}/proxy_ndp": "1"}
+                settings |= {f"{ip}/neigh/{name}/proxy_delay": "0" for ip in ("ipv4", "ipv6")}  # instances wait shortly
+            call_in(self._netns, lambda: sysctl.write(settings))
         self._rtnl.execute(*(host_routes.add_proxy(*each) for each in wanted - have))
 
     # -- connections -----------------------------------------------------------------------------------------------

@@ -1,0 +1,16 @@
+"""Objects about addresses that are reached from outside: who uses which port."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from insula.model.objects import Struct
+
+
+class ExternalClaim(Struct, kw_only=True):
+    """The user of a range of ports of an external address: an instance that publishes them. `id` is the instance's."""
+
+    tenant: str
+    kind: Literal["instance"]
+    name: str
+    id: str
