@@ -64,7 +64,7 @@ class Prover:
             one = self.tenant(intent, running)
             whole.computed += known is None or known.proof is not one
             _add(whole, one)
-        _add(whole, self.between([intent.tenant for intent in intents]))
+        _add(whole, self.between([intent.tenant for intent in intents], intents))
         names = {intent.tenant.name for intent in intents}
         self._known = {name: known for name, known in self._known.items() if name in names}
         return whole
@@ -93,9 +93,9 @@ class Prover:
         self._known[name] = _Known(found, intent, mine, proof)
         return proof
 
-    def between(self, tenants: Sequence[Tenant]) -> Proof:
+    def between(self, tenants: Sequence[Tenant], intents: Sequence[TenantIntent] = ()) -> Proof:
         """Comparison what the host forwards: nothing between tenants, and to the outside what has the right source."""
-        references = {version: HostReference(version, self._fabric.reserved) for version in VERSIONS}
+        references = {version: HostReference(version, self._fabric.reserved, intents) for version in VERSIONS}
         found = self._fabric.interpret_host(tenants, _boundaries(references))
         if self._host and self._host[0] is found:
             return self._host[1]

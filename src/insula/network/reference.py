@@ -17,7 +17,7 @@ from typing import Final, Literal, NamedTuple
 from insula.model.objects import Network, Port
 from insula.model.policies import PortMatch
 from insula.model.routers import Router
-from insula.network import reference_policies
+from insula.network import reference_outside, reference_policies
 from insula.network.endpoints import port_name
 from insula.network.intent import PeeringIntent, TenantIntent
 from insula.network.interpreter.delivery import NetworkPlace, PacketSource
@@ -136,6 +136,7 @@ class ReferenceModel:
             for match in peering.allow:
                 reference_policies.cut_port(match, into)
         self._outside.cut(into)
+        reference_outside.cut((each.published for each in self.intent.outside.forwards), into)
         reference_policies.cut(self.intent, into)
         for protocol in (TCP, UDP):
             into.targets[protocol].add(_DNS, _DNS)
@@ -174,6 +175,7 @@ class ReferenceModel:
                 found.permit(place, (allowed | services.ignored) << cell)
                 if self._is_required(mine, range_, place, owners):
                     found.require(place, (allowed & usual) << cell)
+        self._add_published(found, space)
         return found
 
     def _services_at(self, mine: Port, range_: NumberRange) -> Iterator[tuple[NetworkPlace, list[PortMatch]]]:
@@ -184,6 +186,16 @@ class ReferenceModel:
                 if each.network == mine.network and range_.low == range_.high and range_.low in here:
                     match = PortMatch(protocol=each.protocol, port=each.port)
                     yield NetworkPlace("peer", peering.peer.name), [match]
+
+    def _add_published(self, found: Expectation, space: Space) -> None:
+        """Add what published ports permit."""
+        for published, port in reference_outside.published(self.intent, self.version):
+            passing = reference_outside.classes(published, space.services)
+            for target, range_ in enumerate(space.targets):
+                if not self._is_inside(range_):
+                    for sender in range(space.sources):
+                        found.permit(place_of(port), passing << space.cell(sender, target))
+                        found.excuse(passing << space.cell(sender, target))
 
     def _destination(self, mine: Port, range_: NumberRange, owners: Mapping[int, Port]) -> NetworkPlace | None:
         """Return where packets of a port to these addresses end; None if nowhere."""
@@ -287,8 +299,10 @@ class ReferenceModel:
         return [subnet for network in others if (subnet := self.subnet(network))]
 
     def of_uplink(self, space: Space) -> Expectation:
-        """Return what packets from the uplink should reach: nothing that they begin."""
-        return Expectation(ignored=self._without_promise(space))
+        """Return what packets from the uplink should reach: published ports, and nothing else that they begin."""
+        found = Expectation(ignored=self._without_promise(space))
+        self._add_published(found, space)
+        return found
 
     def _is_inside(self, range_: NumberRange) -> bool:
         """Whether addresses are in one of the tenant's networks."""
@@ -302,15 +316,22 @@ class ReferenceModel:
 
 
 class HostReference:
-    """The reference model of the host between tenants: it forwards from each to the outside, and nothing else."""
+    """The reference model of the host between tenants: it forwards from each to the outside, and to the published ports
+    of the `intents`, and nothing else."""
 
-    def __init__(self, version: int, reserved: Iterable[str]) -> None:
+    def __init__(self, version: int, reserved: Iterable[str], intents: Sequence[TenantIntent] = ()) -> None:
         self.version = version
+        self._published = [
+            (published, intent.tenant.name)
+            for intent in intents
+            for published, _ in reference_outside.published(intent, version)
+        ]
         self._outside = Outside(version, reserved)
 
     def cut(self, into: Boundaries) -> None:
         """Add the boundaries of what is outside."""
         self._outside.cut(into)
+        reference_outside.cut((published for published, _ in self._published), into)
 
     def of_uplinks(self, space: Space, senders: Sequence[PacketSource]) -> Expectation:
         """Return what packets of tenants should reach. Those with another address than their uplink's need reach
@@ -325,11 +346,22 @@ class HostReference:
                     found.permit(NetworkPlace("outside"), (1 << len(space.services)) - 1 << cell)
                 if sender.address is not None and required:
                     found.require(NetworkPlace("outside"), usual << cell)
+        self._add_published(found, space)
         return found
 
+    def _add_published(self, found: Expectation, space: Space) -> None:
+        """Add what published ports permit."""
+        for published, tenant in self._published:
+            passing = reference_outside.classes(published, space.services)
+            for target in range(len(space.targets)):
+                for sender in range(space.sources):
+                    found.permit(NetworkPlace("tenant", tenant), passing << space.cell(sender, target))
+                    found.excuse(passing << space.cell(sender, target))
+
     def of_others(self, space: Space) -> Expectation:
-        """Return what packets of others should reach: no tenant, and else the host does as it likes."""
+        """Return what packets of others should reach: published ports, and else the host does as it likes."""
         found = Expectation(ignored=self._outside.without_promise(space))
+        self._add_published(found, space)
         for place in (NetworkPlace("host"), NetworkPlace("outside")):
             found.permit(place, space.all)
         return found

@@ -65,7 +65,7 @@ _TENANT_MAPS = """\
 _TENANT_CHAINS = """\
     chain translate{v} {{
         dnat {ip} to {ip} daddr . meta l4proto . th dport map @ports{v}
-        dnat {ip} to {ip} daddr . meta l4proto . th dport map @ranges{v}
+        meta l4proto {{ tcp, udp }} dnat {ip} to {ip} daddr . meta l4proto . th dport map @ranges{v}
         {spread}
         {affine}
         dnat {ip} to {ip} daddr map @floating{v}
@@ -73,7 +73,7 @@ _TENANT_CHAINS = """\
     }}
     chain host{v} {{
         dnat {ip} to meta l4proto . th dport map @host_ports{v}
-        dnat {ip} to meta l4proto . th dport map @host_ranges{v}
+        meta l4proto {{ tcp, udp }} dnat {ip} to meta l4proto . th dport map @host_ranges{v}
         {host_spread}
         {host_affine}
     }}
@@ -124,9 +124,9 @@ _HOST_CHAINS = """\
         {ip} daddr {uplink_range} return comment "the host's ends of uplinks"
         fib daddr type != local return comment "an address that the host has lost may be that of another host"
         dnat {ip} to {ip} daddr . meta l4proto . th dport map @ports{v}
-        dnat {ip} to {ip} daddr . meta l4proto . th dport map @ranges{v}
+        meta l4proto {{ tcp, udp }} dnat {ip} to {ip} daddr . meta l4proto . th dport map @ranges{v}
         dnat {ip} to meta l4proto . th dport map @host_ports{v}
-        dnat {ip} to meta l4proto . th dport map @host_ranges{v}
+        meta l4proto {{ tcp, udp }} dnat {ip} to meta l4proto . th dport map @host_ranges{v}
     }}
 """
 
