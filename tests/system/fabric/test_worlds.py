@@ -15,13 +15,15 @@ PHASES = (Phase.explicit, Phase.generate)  # a smaller world is not worth the ti
 
 
 def check(world: World) -> None:
-    """Build a world, and try every flow in it."""
+    """Build a world, try every flow in it, and have it proven."""
     with built(world) as cloud:
         tried = list(flows(owned(world)))
         wanted = expected(world, tried)
         arrived = arrivals(cloud.instances, tried, wanted)
         assert arrived - wanted == set(), "arrived and may not"
         assert wanted - arrived == set(), "may and did not arrive"
+        proof = cloud.prove()
+        assert proof.findings == [] and proof.tenants == len(world)
 
 
 @settings(max_examples=50, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck), database=None)
