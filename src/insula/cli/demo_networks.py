@@ -63,15 +63,15 @@ def published(tour: Tour, _: Client) -> None:
     tour.check(_page(port) is None, "when the instance is gone, nothing answers there")
 
 
-def floor(tour: Tour, _: Client) -> None:
-    tour.step(
-        "A floor", "What a tenant can always send with, however much its neighbours send; more, if there is more."
-    )
-    tour.run("-T", TENANT, "guarantee", "set", "--out", "10mbit")
+def floor(tour: Tour, client: Client) -> None:
+    tour.step("Floors and ceilings", "What a tenant has however busy its neighbours are, and what it has at most.")
+    tour.run("-T", TENANT, "guarantee", "set", "--cpu", "0.1", "--ceil-out", "50mbit")
     shown = tour.run("-T", TENANT, "guarantee", "show")
-    tour.check(shown.ok and "10mbit" in shown.text.replace(" ", ""), f"{TENANT} has a floor of 10 Mbit/s")
-    refused = tour.run("-T", TENANT, "guarantee", "set", "--out", "1000gbit")
-    tour.check(not refused.ok, "a floor that the link does not have is refused, with what is left")
+    held = client.guarantees.get(TENANT)
+    right = shown.ok and (held["cpus"], held["ceiling_out"]) == (0.1, 50_000_000)
+    tour.check(right, f"{TENANT} always gets a tenth of a CPU, and sends 50 Mbit/s at most")
+    refused = tour.run("-T", TENANT, "guarantee", "set", "--cpu", "100000")
+    tour.check(not refused.ok, "a floor that the host does not have is refused, with what is left")
 
 
 def _fetches(tour: Tour, source: str) -> bool:
