@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import signal
 
 from insula.cli.verbs.demo import BOMB
+from tests.support.cli import Cli
 from tests.support.daemon import Daemon
+from tests.support.machine import Namespaces
 from tests.support.wait import patiently, until
 
 HOUSES = {"acme", "globex"}
@@ -15,9 +19,18 @@ def tenants(daemon: Daemon) -> set[str]:
     return {view["tenant"]["name"] for view in daemon.cli.json("tenant", "ls")}
 
 
+def on_its_host(daemon: Daemon) -> Cli:
+    """A command line in the network namespace that is the daemon's host, to which ports are published."""
+    launcher = daemon.path / "insula-on-its-host"
+    command = Namespaces.wrap(daemon.namespaces.host, str(daemon.cli.launcher))
+    launcher.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    launcher.chmod(0o755)
+    return dataclasses.replace(daemon.cli, launcher=launcher)
+
+
 def test_every_claim_of_the_demo_holds_and_nothing_is_left(fresh: Daemon) -> None:
     before = tenants(fresh)
-    result = fresh.cli.run("demo", timeout=120)
+    result = on_its_host(fresh).run("demo", timeout=180)
     assert result.status == 0, result
     assert "NOT SO" not in result.out
     assert result.out.rstrip().endswith("claims held.")
@@ -29,12 +42,12 @@ def test_every_claim_of_the_demo_holds_and_nothing_is_left(fresh: Daemon) -> Non
 
 
 def test_kept_tenants_are_replaced_by_the_next_tour(fresh: Daemon) -> None:
-    assert fresh.cli.run("demo", "--keep", timeout=120).status == 0
+    assert on_its_host(fresh).run("demo", "--keep", timeout=180).status == 0
     assert tenants(fresh) >= HOUSES
     assert fresh.cli.of("acme").ok("exec", "web", "cat", "/www/index.html") == "web of acme"
     running = {view["instance"]["name"] for view in fresh.cli.of("acme").json("ps", "-a")}
     assert running == {"web", "db"}
-    assert fresh.cli.run("demo", timeout=120).status == 0
+    assert on_its_host(fresh).run("demo", timeout=180).status == 0
     assert not tenants(fresh) & HOUSES
 
 
@@ -56,7 +69,7 @@ def test_a_tenant_of_that_name_is_left_alone(fresh: Daemon) -> None:
 
 def test_a_claim_that_fails_is_reported(fresh: Daemon) -> None:
     """An instance is stopped in the middle of the demo, after the last wait for it."""
-    with fresh.cli.start("demo") as tour:
+    with on_its_host(fresh).start("demo") as tour:
         acme = fresh.cli.of("acme")
         until(lambda: "bomb" in acme.ok("ps", "-q").split(), "the tour is at its bomb", timeout=30)
         acme.ok("kill", "db")

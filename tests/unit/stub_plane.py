@@ -15,9 +15,10 @@ import signal
 import struct
 import termios
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -48,6 +49,7 @@ from insula.model.stream import RESIZE, Kind, encode
 from insula.model.units import check_label
 from insula.model.views import (
     ExecSpec,
+    InstancePatch,
     InstanceStats,
     InstanceView,
     LimitsPatch,
@@ -204,9 +206,12 @@ class StubInstances:
             raise Conflict(f"{name} runs", "stop it first, or use --force")
         del self.views[tenant, name]
 
-    async def update(self, tenant: str, name: str, patch: ResourcesPatch) -> InstanceView:
+    async def update(
+        self, tenant: str, name: str, patch: InstancePatch, keep: Mapping[str, str] = MappingProxyType({})
+    ) -> InstanceView:
         view = self._find(tenant, name)
-        resources = merge(view.instance.spec.resources, patch)
+        limits = ResourcesPatch(**{each: getattr(patch, each) for each in ResourcesPatch.__struct_fields__})
+        resources = merge(view.instance.spec.resources, limits)
         spec = msgspec.structs.replace(view.instance.spec, resources=resources)
         instance = msgspec.structs.replace(view.instance, spec=spec)
         self.views[tenant, name] = msgspec.structs.replace(view, instance=instance)

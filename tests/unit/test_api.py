@@ -164,7 +164,7 @@ def test_openapi_describes_every_route_with_its_structs(stub: StubDaemon) -> Non
     schemas = document["components"]["schemas"]
     assert schemas["InstanceSpec"]["properties"]["image"]["type"] == "string"
     assert {"InstanceView", "VerifyReport", "TenantSpec", "Explanation", "StatsSample"} <= set(schemas)
-    patch = schemas["ResourcesPatch"]
+    patch = schemas["InstancePatch"]
     assert patch.get("required", []) == [], "all of a patch may be left out"
     assert {"type": "null"} in patch["properties"]["memory"]["anyOf"]
     for path in document["paths"].values():

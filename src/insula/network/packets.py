@@ -19,6 +19,11 @@ DSCP: Final = 0x3F  # of probes (RFC 2474, for local use)
 HOPS: Final = 4  # instance → its router → host → another tenant's router → instance
 SOURCE_PORT: Final = 40000
 UDP_PORT: Final = 9  # discard, RFC 863
+SERVICES: Final = {
+    4: (("icmp", 8), ("udp", UDP_PORT), ("tcp", UDP_PORT)),
+    6: (("icmpv6", 128), ("udp", UDP_PORT), ("tcp", UDP_PORT)),
+}
+"""The services that probes ask for, by IP version: protocol, and port or ICMP type."""
 IP, ARP, IPV6 = 0x0800, 0x0806, 0x86DD  # if_ether.h
 BROADCAST, ALL_NODES = "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"
 _NUMBER = {4: {"icmp": 1, "udp": 17, "tcp": 6}, 6: {"icmp": 58, "udp": 17, "tcp": 6}}

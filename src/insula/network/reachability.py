@@ -16,6 +16,9 @@ from insula.model.routers import Router
 from insula.network.addresses import link_local
 from insula.network.endpoints import Endpoint, name_of, of_gateway
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
+from insula.network.intent import PolicyIntent, TenantIntent
+from insula.network.packets import SERVICES
+from insula.network.policy_model import permits
 
 
 def pairs(endpoints: Sequence[Endpoint]) -> Iterator[tuple[Endpoint, Endpoint]]:
@@ -56,6 +59,20 @@ class WantedReachability:
 def routes_of(router: Router) -> dict[str, str]:
     """Return the next hop of each destination."""
     return {route.destination: route.next_hop for route in router.routes}
+
+
+class PolicyReachability:
+    """Whether the policies of a tenant, and the operator's, let at least one of the probes pass that an instance sends.
+    That they let nothing else pass is for the proof."""
+
+    def __init__(self, intents: Iterable[TenantIntent]) -> None:
+        self._intents = {intent.tenant.name: intent for intent in intents if intent.policy != PolicyIntent()}
+
+    def __call__(self, source: Endpoint, target: Endpoint) -> bool:
+        intent = self._intents.get(source.tenant)
+        if intent is None or source.kind != "instance" or target.kind not in ("instance", "outside"):
+            return True
+        return any(permits(intent, source.address, target.address, *service) for service in SERVICES[source.version])
 
 
 class InstalledReachability:

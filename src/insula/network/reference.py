@@ -317,7 +317,10 @@ class ReferenceModel:
 
 class HostReference:
     """The reference model of the host between tenants: it forwards from each to the outside, and to the published ports
-    of the `intents`, and nothing else."""
+    of the `intents`, and nothing else.
+
+    Tenants' resolvers ask the host's name servers, which are outside, at ports of the host's end of their uplink.
+    """
 
     def __init__(self, version: int, reserved: Iterable[str], intents: Sequence[TenantIntent] = ()) -> None:
         self.version = version
@@ -329,8 +332,10 @@ class HostReference:
         self._outside = Outside(version, reserved)
 
     def cut(self, into: Boundaries) -> None:
-        """Add the boundaries of what is outside."""
+        """Add the boundaries of what is outside, and of the ports that stand for name servers."""
         self._outside.cut(into)
+        for protocol in (TCP, UDP):
+            into.targets[protocol].add(*_RESOLVERS)
         reference_outside.cut((published for published, _ in self._published), into)
 
     def of_uplinks(self, space: Space, senders: Sequence[PacketSource]) -> Expectation:
@@ -338,12 +343,15 @@ class HostReference:
         nothing."""
         found = Expectation(ignored=self._outside.without_promise(space))
         usual = sum(1 << n for n, each in enumerate(space.services) if is_usual(each, self.version))
+        servers = sum(1 << n for n, each in enumerate(space.services) if _is_to_name_server(each))
         for target, range_ in enumerate(space.targets):
             required = self._outside.has(range_) and not self._outside.may_be_closed(range_)
             for number, sender in enumerate(senders):
                 cell = space.cell(number, target)
                 if not self._outside.is_reserved(range_):
                     found.permit(NetworkPlace("outside"), (1 << len(space.services)) - 1 << cell)
+                else:
+                    found.permit(NetworkPlace("outside"), servers << cell)
                 if sender.address is not None and required:
                     found.require(NetworkPlace("outside"), usual << cell)
         self._add_published(found, space)
@@ -416,6 +424,12 @@ def is_usual(service: Service, version: int) -> bool:
         return service.source is not None and not service.source.low <= _SERVERS[version] <= service.source.high
     echo = ECHO[version]
     return service.is_icmp and service.target == (echo, echo) and service.code is not None and service.code.low == 0
+
+
+def _is_to_name_server(service: Service) -> bool:
+    """Whether a service is one of the ports that stand for the host's name servers."""
+    is_dns = service.protocol in ((TCP, TCP), (UDP, UDP))
+    return is_dns and service.target is not None and contains(_RESOLVERS, service.target)
 
 
 class _ToRouter(NamedTuple):

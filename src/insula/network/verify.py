@@ -54,7 +54,11 @@ def verify(
         intents = [_intent(tenant, networks, ports, routers) for tenant in tenants]
     present = {one.tenant for one in installed if one.namespace}
     proof = (prover or Prover(fabric)).prove([each for each in intents if each.tenant.name in present], netns)
-    wanted = reachability.WantedReachability(networks, routers)
+    may, by_policies = reachability.WantedReachability(networks, routers), reachability.PolicyReachability(intents)
+
+    def wanted(source: Endpoint, target: Endpoint) -> bool:
+        return may(source, target) and by_policies(source, target)
+
     with contextlib.ExitStack() as stack:
         points: list[ProbePoints] = []
         for tenant in tenants:
@@ -70,7 +74,8 @@ def verify(
         results = taken.measure(pairs, beyond=not host_drift)
     permitted = reachability.InstalledReachability(installed, running)
     matrix = [
-        _cell(*pair, wanted(*pair), permitted(*pair), result) for pair, result in zip(pairs, results, strict=True)
+        _cell(*pair, wanted(*pair), permitted(*pair) and by_policies(*pair), result)
+        for pair, result in zip(pairs, results, strict=True)
     ]
     agreed = all(cell.ok and cell.probed is not None and cell.control for cell in matrix)
     return VerifyReport(

@@ -25,7 +25,7 @@ SERVE = "mkdir /www; echo {text} > /www/index.html; exec httpd -f -h /www"
 BOMB = "bomb() { bomb & bomb & exec sleep 600; }; bomb & exec sleep 600"  # a shell that can't fork ends: not PID 1
 HOG = "x=0123456789abcdef; while :; do x=$x$x; done"
 PIDS, MEMORY = 64, "48m"
-NETWORKS = (demo_networks.router, demo_networks.policy, demo_networks.floor)
+NETWORKS = (demo_networks.router, demo_networks.policy, demo_networks.published, demo_networks.floor)
 
 
 def run(arguments: Arguments) -> int:
