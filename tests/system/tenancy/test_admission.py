@@ -112,8 +112,8 @@ PATHS: dict[Callable[[Client, World, Spec], None], str] = {
     attach_and_start: "attach",
 }
 """Each path, with its route."""
-NO_OPTIONS = {"update", "rename", "plug", "unplug", "stop", "kill", "pause", "unpause", "remove", "detach", "exec",
-              "exec_detached", "archive_get", "archive_put", "export", "bind", "unbind", "create_service_account",
+NO_OPTIONS = {"update", "rename", "plug", "unplug", "publish", "stop", "kill", "pause", "unpause", "remove", "detach",
+              "exec", "exec_detached", "archive_get", "archive_put", "export", "bind", "unbind", "create_service_account",
               "remove_service_account", "create_network", "remove_network"}  # fmt: skip
 """Routes that change something of a tenant, and neither store options nor start what was stored."""
 

@@ -45,7 +45,7 @@ def collect(program: Program, fields: HeaderFields, into: Boundaries) -> None:
                         _add(step.term, step.range, fields, into, protocols)
                     elif isinstance(step, Lookup) and step.set in table.sets and not table.sets[step.set].changes:
                         lengths = tuple(term.length for term in step.terms)
-                        wanted = [n for n, term in enumerate(step.terms) if _named(term, fields) is not None]
+                        wanted = [n for n, term in enumerate(step.terms) if _matters(term, fields)]
                         for entry in table.sets[step.set].entries(lengths) if wanted else ():
                             named = _protocol_in(step, entry.keys)
                             for number in wanted:
@@ -60,6 +60,17 @@ def _excludes(step: Comparison, version: int) -> bool:
         Load("link", 12, 2): ETHERTYPE[version],
     }.get(step.term)
     return wanted is not None and not step.negated and not step.range.low <= wanted <= step.range.high
+
+
+_OTHERS: Final = frozenset(
+    ("iifname", "oifname", "mark", "priority", "ct mark", "nfproto", "ethertype", "smac", "dmac")
+)
+
+
+def _matters(term: Term, fields: HeaderFields) -> bool:
+    """Whether a term is of a field that is cut into atoms."""
+    named = _named(term, fields)
+    return named is not None and named[0] not in _OTHERS
 
 
 def _protocols(step: Comparison) -> tuple[int, ...]:

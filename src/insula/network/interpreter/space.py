@@ -97,13 +97,14 @@ class Space:
         self._service, self._row = len(services), len(services) * len(targets)
         self.all = (1 << self._row * sources) - 1
         self._each_row = _repeated(1, self._row, sources)
+        self._first_target = ((1 << self._service) - 1) * self._each_row
         self._each_cell = _repeated(1, self._service, sources * len(targets))
 
     def of_source(self, number: int) -> int:
         return ((1 << self._row) - 1) << number * self._row
 
     def of_target(self, number: int) -> int:
-        return (((1 << self._service) - 1) << number * self._service) * self._each_row
+        return self._first_target << number * self._service
 
     def of_services(self, bits: int) -> int:
         """Return the classes with the services in `bits`, from every source to every destination."""

@@ -12,6 +12,7 @@ from insula.network.endpoints import port_name
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.delivery import NetworkPlace, PacketSource
 from insula.network.interpreter.space import Boundaries, NumberRange
+from insula.network.ranges import number_of
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _further(ports: Sequence[Port], version: int) -> dict[int, str]:
 
 def _addresses(port: Port, version: int) -> list[int]:
     address = port.address if version == 4 else port.address6
-    return [int(ip_address(address))] if address else []
+    return [number_of(address)] if address else []
 
 
 def _subnets(networks: Sequence[Network], version: int) -> list[NumberRange]:
@@ -114,7 +115,7 @@ def _subnets(networks: Sequence[Network], version: int) -> list[NumberRange]:
 
 
 def _sources(device: str, port: Port) -> PortSources:
-    own = [*_addresses(port, 6), int(ip_address(link_local(port.mac)))] if port.address6 else []
+    own = [*_addresses(port, 6), number_of(link_local(port.mac))] if port.address6 else []
     found = {
         4: [(port.mac, NumberRange(each, each)) for each in _addresses(port, 4)],
         6: [(port.mac, NumberRange(each, each)) for each in own],
