@@ -113,8 +113,8 @@ PATHS: dict[Callable[[Client, World, Spec], None], str] = {
 }
 """Each path, with its route."""
 NO_OPTIONS = {"update", "rename", "plug", "unplug", "publish", "stop", "kill", "pause", "unpause", "remove", "detach",
-              "exec", "exec_detached", "archive_get", "archive_put", "export", "bind", "unbind", "create_service_account",
-              "remove_service_account", "create_network", "remove_network"}  # fmt: skip
+              "exec", "exec_detached", "archive_get", "archive_put", "export", "bind", "unbind",
+              "create_service_account", "remove_service_account", "create_network", "remove_network"}  # fmt: skip
 """Routes that change something of a tenant, and neither store options nor start what was stored."""
 
 
