@@ -24,6 +24,10 @@ OF_TIME = {"/usage", "/metrics", "/stats"}
 """The ends of paths whose answers change by themselves; test_usage, test_metrics and test_members are about these."""
 LEFT_OUT = {"/v1/events", "/"}
 """A stream without end, and a page that is not there."""
+OF_TWO = ("/peerings/", "/endpoints/")
+"""Parts of paths of what two tenants have agreed on; test_peerings is about these."""
+NAMES = {"network": "default", "router": "router", "policy": "policy", "group": "group", "instance": "web"}
+"""What is there for the parameters of paths."""
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +35,24 @@ def targets(tmp_path_factory: pytest.TempPathFactory, houses: Houses, people: Pe
     """Everything that a member can read, on its own tenant and on what is there: from the application's routes."""
     tenant = str(houses.acme.tenant)
     people.operator.images.import_(tenant, "mine", [rootfs(1)])
+    people.operator.routers.create(tenant, "router", ["default"])
+    people.operator.policies.create(tenant, "policy", {"labels": {"app": "nobody"}}, ["in"])
+    people.operator.address_groups.create(tenant, "group", ["203.0.113.0/24"])
+    people.operator.guarantees.set(tenant, None, ceiling_out=10_000_000_000)
+    people.operator.guarantees.set(tenant, "web", ceiling_out=10_000_000_000)
     found = []
     for path, method, handler in handlers(application(StubPlane(tmp_path_factory.mktemp("plane")), None)):
         scope = PERMISSIONS[permission_of(handler, method)].scope
-        if method == "GET" and path not in LEFT_OUT and scope != "host" and not path.endswith((*OF_TIME,)):
-            named = path.replace("{tenant:str}", tenant).replace("{network:str}", "default")
+        left_out = path in LEFT_OUT or path.endswith((*OF_TIME,)) or any(part in path for part in OF_TWO)
+        if method == "GET" and scope != "host" and not left_out:
+            named = path.replace("{tenant:str}", tenant)
+            for parameter, name in NAMES.items():
+                named = named.replace(f"{{{parameter}:str}}", name)
             named = named.replace("images/{name:path}", "images/mine").replace("{name:str}", "web")
             named = named.replace("/{path:str}", "/openapi.json")
             assert "{" not in named, f"tell what is there for {path}"
-            found.append(f"{named}?path=/etc/hostname" if named.endswith("/archive") else named)
+            asked = {"archive": "?path=/etc/hostname", "trace": "?source=web&target=outside"}
+            found.append(named + asked.get(named.rpartition("/")[2], ""))
     return found
 
 

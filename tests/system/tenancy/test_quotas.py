@@ -174,6 +174,10 @@ def test_removals_give_everything_back(host: Daemon, operator: Client, houses: d
             operator.instances.remove(tenant, view["instance"]["name"])
         for image in own_images(operator, tenant):
             operator.images.remove(tenant, image["name"])
+        for view in operator.policies.list(tenant):
+            operator.policies.remove(tenant, view["policy"]["name"])
+        for group in operator.address_groups.list(tenant):
+            operator.address_groups.remove(tenant, group["name"])
         for view in operator.routers.list(tenant):
             operator.routers.remove(tenant, view["router"]["name"])
         for view in operator.networks.list(tenant):
