@@ -104,7 +104,7 @@ class HostOutside:
             self._route(intent.tenant.index, at, floating, complete=intent.complete)
             self._set_loopback(at.uplink, uses_loopback(intent))  # also if the intent lacks something: it comes back
             self._change(elements.of_host(intent, at), at, complete=intent.complete)
-            if "::" in "".join(floating):
+            if any(":" in address for address in floating):
                 self._settings.forward(6)
 
     def remove(self, name: str, index: int) -> None:
