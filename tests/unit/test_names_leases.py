@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from insula.network.names import leases as limits
@@ -107,6 +107,29 @@ def test_leases_last_longer_than_answers_are_kept() -> None:
         assert kernel.live() and kernel.leases.covers("a", SITE, 443, "api.example.com")
         kernel.now += 1
         assert not kernel.live() and not kernel.leases.covers("a", SITE, 443, "api.example.com")
+
+
+def test_a_lease_that_has_ended_is_not_renewed_by_other_rules() -> None:
+    kernel = Kernel(HTTPS, NameRule("*.example.com", "tcp", (443,)))
+    kernel.grant(ttl=0)
+    kernel.now += 100
+    kernel.grant("www.example.com", ttl=0)
+    kernel.now += limits.LEAST + limits.GRACE - 100
+    wider = ClientRules((A4,), (NameRule("api.example.com", "tcp", (443, 22)), NameRule("*.example.com", "tcp", (80,))))
+    kernel.rules = EgressRules({"a": wider})
+    kernel.commit(kernel.leases.replace(kernel.rules))
+    assert kernel.open() == {(A4, SITE, "tcp", 80)}, "www is leased for 100 s more, api has ended"
+    [(_, names)] = [kernel.elements[element] for element in kernel.live()]
+    assert names == ["www.example.com"]
+    kernel.now += 100
+    change = kernel.leases.replace(EgressRules({"a": ClientRules((A4,), (*wider.rules, HTTPS))}))
+    assert not change.refreshed
+
+
+def test_an_element_that_would_never_end_is_not_taken_over() -> None:
+    kernel, element = Kernel(HTTPS), LeaseElement(A4, SITE, Destination("tcp", 443, True))
+    change = kernel.leases.restore([(element, 0.0, ["api.example.com"])])
+    assert change.deleted == [element] and not change.refreshed and not list(kernel.leases.listed())
 
 
 def test_a_shorter_lease_ends_no_longer_one_and_repetitions_write_nothing() -> None:
@@ -252,6 +275,14 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=200, deadline=None)
+@example(
+    [
+        ("rules", (NameRule("a.test", "tcp"),), ()),
+        ("grant", "a", "a.test", 1),
+        ("wait", 360),
+        ("rules", (NameRule("a.test", "udp"),), ()),
+    ]
+)
 @given(st.lists(STEPS, max_size=25))
 def test_nothing_is_open_that_was_not_asked_for_and_allowed(steps: list[tuple[object, ...]]) -> None:
     """Every element is of a name that was asked for within the time of its lease, and of a rule in force."""

@@ -153,7 +153,7 @@ class Leases:
         now, change = self._clock(), LeaseChange()
         for element, left, names in elements:
             client = self.rules.by_address.get(element.source)
-            if client is None or not names:
+            if client is None or not names or left <= 0:  # it ends now, or never would
                 change.deleted.append(element)
                 continue
             for name in names:
@@ -184,15 +184,16 @@ class Leases:
         return lease
 
     def _install(self, change: LeaseChange, rules: ClientRules, address: str, lease: Lease) -> None:
-        """Add the differences between what the grants of a lease allow and what is installed to `change`."""
+        """Add the differences between what the grants of a lease allow now and what is installed to `change`."""
         now, wanted = self._clock(), dict[tuple[str, Destination], float]()
+        grants = {name: grant for name, grant in lease.grants.items() if grant.expires > now}
         sources = [each for each in rules.addresses if (":" in each) == (":" in address)]
-        for name, grant in lease.grants.items():
+        for name, grant in grants.items():
             for each in destinations(rules.matching(name), rules, address, self.rules.operator):
                 for source in sources:
                     wanted[source, each] = max(wanted.get((source, each), 0.0), grant.expires)
-        names = list(lease.grants)
-        renamed, lease.commented = lease.commented != lease.grants.keys(), frozenset(names)
+        names = list(grants)
+        renamed, lease.commented = lease.commented != grants.keys(), frozenset(names)
         for (source, destination), expires in wanted.items():
             if renamed or lease.installed.get((source, destination), 0.0) < expires - SLACK:
                 change.refreshed.append((LeaseElement(source, address, destination), expires - now, names))
