@@ -16,6 +16,8 @@ _RULES = """
 table inet t {
     map single { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
     map ranges { type ipv4_addr . inet_proto . inet_service : ipv4_addr; flags interval; }
+    map short { type nf_proto : mark; }
+    map wide { type ipv4_addr . inet_service : nf_proto; }
     chain output { type nat hook output priority -100; ct state new counter; }
 }
 """
@@ -67,6 +69,15 @@ def test_elements_of_maps_are_added_read_and_changed() -> None:
         many = KeyInterval(head + (20000).to_bytes(2, "big") + b"\0\0", head + (39999).to_bytes(2, "big") + b"\0\0")
         nftables.transact(*maps.change("inet", "t", "ranges", {}, {many: one[:4]}))
         assert maps.read(nftables, "inet", "t", "ranges") == {many: one[:4]}
+        for name, short in (
+            ("short", {KeyInterval(b"\x02"): b"\1\0\0\0", KeyInterval(b"\x0a"): b"\2\0\0\0"}),
+            ("wide", {KeyInterval(socket.inet_aton("192.0.2.1") + b"\0\x50\0\0"): b"\x02"}),
+        ):
+            nftables.transact(*maps.change("inet", "t", name, {}, short))
+            assert maps.read(nftables, "inet", "t", name) == short, "values that are padded"
+            nftables.transact(*maps.change("inet", "t", name, short, {}))
+            assert maps.read(nftables, "inet", "t", name) == {}
+        assert maps.read(nftables, "inet", "t", "none") == {}
         assert "192.0.2.1 . udp . 20000-39999 : 10.0.0.2" in nft.run("list map inet t ranges")
         nftables.transact(*maps.change("inet", "t", "ranges", {many: one[:4]}, {many: other[:4]}))
         assert maps.read(nftables, "inet", "t", "ranges") == {many: other[:4]}

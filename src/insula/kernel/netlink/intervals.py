@@ -6,79 +6,59 @@ In the kernel such an interval is two elements: one begins it, and one, flagged 
 
 from __future__ import annotations
 
-import errno
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Final
 
 from insula.kernel.netlink import attributes
-from insula.kernel.netlink.attributes import NESTED
 from insula.kernel.netlink.maps import KeyInterval, MapElements
-from insula.kernel.netlink.nftables import NftablesSocket
-from insula.kernel.netlink.socket import CREATE, NetlinkError, Request
+from insula.kernel.netlink.nftables import (
+    DATA,
+    FLAGS,
+    KEY,
+    NftablesSocket,
+    add_packed,
+    delete_packed,
+    packed_element,
+    packed_value,
+    unpacked,
+)
+from insula.kernel.netlink.socket import Request
 
-_NEWSETELEM, _GETSETELEM, _DELSETELEM = (10 << 8 | number for number in (12, 13, 14))
-_INET: Final = struct.pack("!BBH", 1, 0, 0)  # struct nfgenmsg
-_TABLE, _SET, _ELEMENTS, _ELEMENT = 1, 2, 3, 1
-_KEY, _DATA, _FLAGS = 1, 2, 3
-_VALUE: Final = 1
-_TOGETHER: Final = 512  # elements in one message: an attribute has at most 64 KiB
 _IS_END: Final = 1  # NFT_SET_ELEM_INTERVAL_END
 
 
 def read(socket: NftablesSocket, table: str, name: str) -> dict[KeyInterval, bytes]:
     """Return the intervals of a set or map of a table `inet`; none if it is missing. NetlinkError."""
-    try:
-        answers = socket.dump(_GETSETELEM, _head(table, name))
-    except NetlinkError as error:
-        if error.errno == errno.ENOENT:
-            return {}
-        raise
     starts: dict[bytes, bytes] = {}
     ends: list[bytes] = []
-    for body in answers:
-        for _, packed in attributes.pairs(attributes.parse(body[4:]).get(_ELEMENTS, b"")):
-            element = attributes.parse(packed)
-            if int.from_bytes(element.get(_FLAGS, b""), "big") & _IS_END:
-                ends.append(_unpacked(element[_KEY]))
-            else:
-                starts[_unpacked(element[_KEY])] = _unpacked(element[_DATA]) if _DATA in element else b""
+    for packed in socket.elements("inet", table, name):
+        element = attributes.parse(packed)
+        key = unpacked(element[KEY])
+        if int.from_bytes(element.get(FLAGS, b""), "big") & _IS_END:
+            ends.append(key)
+        else:
+            starts[key] = unpacked(element.get(DATA))
     ends.sort()
     return {KeyInterval(key, _last(key, ends)): value for key, value in starts.items()}
 
 
 def add(table: str, name: str, intervals: MapElements) -> Iterator[Request]:
     """Yield requests that add intervals. One that overlaps with another is an error (EEXIST)."""
-    return _requests(f"add intervals to {name}", _NEWSETELEM, CREATE, _head(table, name), intervals.items())
+    return add_packed("inet", table, name, (each for key, value in intervals.items() for each in _packed(key, value)))
 
 
 def delete(table: str, name: str, intervals: Iterable[KeyInterval]) -> Iterator[Request]:
     """Yield requests that delete intervals; a missing one is an error (ENOENT)."""
-    listed = ((key, b"") for key in intervals)
-    return _requests(f"delete intervals of {name}", _DELSETELEM, 0, _head(table, name), listed)
+    return delete_packed("inet", table, name, (each for key in intervals for each in _packed(key)))
 
 
-def _requests(
-    what: str, type_: int, flags: int, head: bytes, intervals: Iterable[tuple[KeyInterval, bytes]]
-) -> Iterator[Request]:
-    left = (element for key, value in intervals for element in _packed(key, value))
-    while some := list(islice(left, _TOGETHER)):
-        yield Request(what, type_, flags, head + attributes.attributes((_ELEMENTS | NESTED, b"".join(some))))
-
-
-def _packed(key: KeyInterval, value: bytes) -> Iterator[bytes]:
+def _packed(key: KeyInterval, value: bytes = b"") -> Iterator[bytes]:
     """Yield the attributes of the two elements of an interval."""
-    data = (_DATA | NESTED, attributes.attributes((_VALUE, value))) if value else (_DATA, None)
-    yield attributes.attributes((_ELEMENT | NESTED, attributes.attributes(_key(key.first), data)))
+    yield packed_element(key.first, packed_value(DATA, value) if value else b"")
     if key.last != b"\xff" * len(key.last):
-        end = attributes.attributes(_key(_step(key.last, 1)), (_FLAGS, struct.pack("!I", _IS_END)))
-        yield attributes.attributes((_ELEMENT | NESTED, end))
-
-
-def _key(key: bytes) -> tuple[int, bytes]:
-    return _KEY | NESTED, attributes.attributes((_VALUE, key))
+        yield packed_element(_step(key.last, 1), attributes.attributes((FLAGS, struct.pack("!I", _IS_END))))
 
 
 def _last(key: bytes, ends: list[bytes]) -> bytes:
@@ -89,11 +69,3 @@ def _last(key: bytes, ends: list[bytes]) -> bytes:
 
 def _step(key: bytes, by: int) -> bytes:
     return (int.from_bytes(key, "big") + by).to_bytes(len(key), "big")
-
-
-def _head(table: str, name: str) -> bytes:
-    return _INET + attributes.attributes((_TABLE, attributes.text(table)), (_SET, attributes.text(name)))
-
-
-def _unpacked(data: bytes) -> bytes:
-    return attributes.parse(data).get(_VALUE, b"")

@@ -14,7 +14,7 @@ import errno
 import functools
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -24,6 +24,7 @@ from insula.kernel.netlink.socket import ACK, CREATE, NetlinkError, NetlinkSocke
 
 IFNAME: Final = 16
 _HEADS: Final = struct.Struct("=HHHHHH")  # the lengths and types of three nested attributes
+_TWO_HEADS: Final = struct.Struct("=HHHH")
 _FAMILIES: Final = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 _NETLINK_NETFILTER: Final = 12
 _NFTABLES: Final = 10
@@ -35,14 +36,16 @@ _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (_NFTABLES << 8 | number for nu
 FIRST_GENERATION: Final = 1
 """The generation of a network namespace whose rules were never changed."""
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
-_ELEMENT, _KEY, _DATA, _VALUE = 1, 1, 2, 1
+_ELEMENT, _VALUE = 1, 1
+KEY, DATA, FLAGS, KEY_END = 1, 2, 3, 10
+"""Attributes of an element: NFTA_SET_ELEM_KEY and so on."""
 _TIMEOUT, _EXPIRATION, _USER_DATA, _EXPRESSION, _EXPRESSIONS = 4, 5, 6, 7, 11  # of an element
 _EXPRESSION_DATA = 2
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT of libnftnl
 _GENERATION, _SET_ID = 1, 10
 _APPEND: Final = 0x800
-_TOGETHER: Final = 512  # keys in one message: an attribute has at most 64 KiB
+_TOGETHER: Final = 512  # elements in one message: an attribute has at most 64 KiB
 _FEWER: Final = 128  # of those with comments
 _BUFFER: Final = 1 << 16
 _RECORDED: Final = (
@@ -81,66 +84,44 @@ class NftablesSocket(NetlinkSocket):
         answer = self.get(_GETGEN, _header(0))
         return int.from_bytes(attributes.parse(answer[4:])[_GENERATION], "big")
 
-    def keys(self, family: str, table: str, name: str) -> list[bytes]:
-        """Return the keys of a set; none if it is missing. NetlinkError."""
+    def elements(self, family: str, table: str, name: str) -> Iterator[bytes]:
+        """Yield the elements of a set or map, each as its packed attributes; none if it is missing. NetlinkError."""
+        for listed in self.listed(family, table, name):
+            for _, packed in attributes.pairs(listed):
+                yield packed
+
+    def listed(self, family: str, table: str, name: str) -> list[bytes]:
+        """Return the elements of a set or map, as packed lists of them; none if it is missing. NetlinkError."""
         try:
             answers = self.dump(_GETSETELEM, _set(family, table, name))
         except NetlinkError as error:
             if error.errno == errno.ENOENT:
                 return []
             raise
-        found: list[bytes] = []
-        for body in answers:
-            listed = attributes.parse(body[4:]).get(_ELEMENTS, b"")
-            elements = (attributes.parse(element) for _, element in attributes.pairs(listed))
-            found += (attributes.parse(element[_KEY])[_VALUE] for element in elements)
-        return found
+        return [attributes.parse(body[4:]).get(_ELEMENTS, b"") for body in answers]
 
-    def mappings(self, family: str, table: str, name: str) -> dict[bytes, bytes]:
-        """Return the elements of a map, data by key; none if the map is missing. NetlinkError."""
-        try:
-            answers = self.dump(_GETSETELEM, _set(family, table, name))
-        except NetlinkError as error:
-            if error.errno == errno.ENOENT:
-                return {}
-            raise
-        found: dict[bytes, bytes] = {}
-        for body in answers:
-            for _, packed in attributes.pairs(attributes.parse(body[4:]).get(_ELEMENTS, b"")):
-                element = attributes.parse(packed)
-                key, data = (attributes.parse(element[part])[_VALUE] for part in (_KEY, _DATA))
-                found[key] = data
-        return found
+    def keys(self, family: str, table: str, name: str) -> list[bytes]:
+        """Return the keys of a set; none if it is missing. NetlinkError."""
+        return [unpacked(attributes.parse(each)[KEY]) for each in self.elements(family, table, name)]
 
     def counters(self, family: str, table: str, name: str) -> dict[bytes, ElementCounter]:
         """Return the counters of a set's elements, by their keys; none if the set is missing. NetlinkError."""
-        try:
-            answers = self.dump(_GETSETELEM, _set(family, table, name))
-        except NetlinkError as error:
-            if error.errno == errno.ENOENT:
-                return {}
-            raise
-        return dict(pair for body in answers for pair in _counters(body))
+        return _counters(self.elements(family, table, name))
 
     def counter(self, family: str, table: str, name: str, key: bytes) -> ElementCounter | None:
         """Return the counter of one element; None if it is missing. NetlinkError."""
         try:
-            body = self.get(_GETSETELEM, _set(family, table, name) + _listed([key], ""))
+            body = self.get(_GETSETELEM, _set(family, table, name) + _list_of([packed_element(key)]))
         except NetlinkError as error:
             if error.errno == errno.ENOENT:
                 return None
             raise
-        return dict(_counters(body)).get(key)
+        listed = attributes.parse(body[4:]).get(_ELEMENTS, b"")
+        return _counters(packed for _, packed in attributes.pairs(listed)).get(key)
 
     def timed(self, family: str, table: str, name: str) -> list[TimedElement]:
         """Return the elements of a set with timeouts, with the time left; none if it is missing. NetlinkError."""
-        try:
-            answers = self.dump(_GETSETELEM, _set(family, table, name))
-        except NetlinkError as error:
-            if error.errno == errno.ENOENT:
-                return []
-            raise
-        return [element for body in answers for element in _timed(body)]
+        return [_timed(each) for each in self.elements(family, table, name)]
 
     def recorded(self) -> Sequence[Request]:
         """Return requests that make the namespace's tables in another one: sets, chains and rules, without elements."""
@@ -174,25 +155,13 @@ class NftablesSocket(NetlinkSocket):
 
 def add_elements(family: str, table: str, name: str, keys: Iterable[bytes], comment: str = "") -> Iterator[Request]:
     """Yield requests that add elements to a set, with a comment; those that it has are no error, and stay."""
-    return _elements(f"add elements to set {name}", _NEWSETELEM, CREATE, _set(family, table, name), keys, comment)
-
-
-def add_mappings(family: str, table: str, name: str, mappings: Mapping[bytes, bytes]) -> Iterator[Request]:
-    """Yield requests that add elements to a map, data by key. One that has the key with other data is an error
-    (EEXIST)."""
-    left = iter(mappings.items())
-    while some := list(islice(left, _TOGETHER)):
-        listed = b"".join(
-            _element(key, attributes.attributes((_DATA | NESTED, attributes.attributes((_VALUE, data)))))
-            for key, data in some
-        )
-        body = _set(family, table, name) + attributes.attributes((_ELEMENTS | NESTED, listed))
-        yield Request(f"add elements to map {name}", _NEWSETELEM, CREATE, body)
+    data = _user_data(comment)
+    return add_packed(family, table, name, (packed_element(key, data) for key in keys))
 
 
 def delete_elements(family: str, table: str, name: str, keys: Iterable[bytes]) -> Iterator[Request]:
-    """Yield requests that delete elements of a set or map; a missing one is an error."""
-    return _elements(f"delete elements of set {name}", _DELSETELEM, 0, _set(family, table, name), keys)
+    """Yield requests that delete elements of a set; a missing one is an error."""
+    return delete_packed(family, table, name, map(packed_element, keys))
 
 
 def refresh_elements(family: str, table: str, name: str, elements: Iterable[TimedElement]) -> Iterator[Request]:
@@ -201,68 +170,84 @@ def refresh_elements(family: str, table: str, name: str, elements: Iterable[Time
     Before Linux 6.12 the timeout of an existing element can't be changed. So each is added, which changes nothing if it
     exists, deleted, and added again. In a transaction, packets see the old element until they see the new one.
     """
-    left, head = iter(elements), _set(family, table, name)
+    left = iter(elements)
     while some := list(islice(left, _FEWER)):
-        keys, packed = _listed([element.key for element in some], ""), b"".join(map(_packed_timed, some))
-        yield Request(f"add elements to set {name}", _NEWSETELEM, CREATE, head + keys)
-        yield Request(f"delete elements of set {name}", _DELSETELEM, 0, head + keys)
-        body = head + attributes.attributes((_ELEMENTS | NESTED, packed))
-        yield Request(f"add elements to set {name}", _NEWSETELEM, CREATE, body)
+        keys = [packed_element(each.key) for each in some]
+        yield from add_packed(family, table, name, keys)
+        yield from delete_packed(family, table, name, keys)
+        yield from add_packed(family, table, name, map(_packed_timed, some))
 
 
-def _packed_timed(element: TimedElement) -> bytes:
-    timeout = attributes.attributes((_TIMEOUT, struct.pack("!Q", element.milliseconds)))
-    return _element(element.key, timeout + _user_data(element.comment))
+def add_packed(family: str, table: str, name: str, packed: Iterable[bytes]) -> Iterator[Request]:
+    """Yield requests that add elements of `packed_element` to a set or map. One that a map has with another value is an
+    error (EEXIST)."""
+    return _requests(f"add elements to {name}", _NEWSETELEM, CREATE, _set(family, table, name), packed)
 
 
-def _timed(body: bytes) -> Iterator[TimedElement]:
-    """Yield the elements in a reply."""
-    for _, packed in attributes.pairs(attributes.parse(body[4:]).get(_ELEMENTS, b"")):
-        element = attributes.parse(packed)
-        left = int.from_bytes(element.get(_EXPIRATION, b""), "big")
-        comment = attributes.string(element.get(_USER_DATA, b"")[2:])
-        yield TimedElement(attributes.parse(element[_KEY])[_VALUE], left, comment)
+def delete_packed(family: str, table: str, name: str, packed: Iterable[bytes]) -> Iterator[Request]:
+    """Yield requests that delete elements of `packed_element` from a set or map; a missing one is an error (ENOENT)."""
+    return _requests(f"delete elements of {name}", _DELSETELEM, 0, _set(family, table, name), packed)
 
 
-def _elements(
-    what: str, type_: int, flags: int, head: bytes, keys: Iterable[bytes], comment: str = ""
-) -> Iterator[Request]:
-    left = iter(keys)
+def _requests(what: str, type_: int, flags: int, head: bytes, packed: Iterable[bytes]) -> Iterator[Request]:
+    left = iter(packed)
     while some := list(islice(left, _TOGETHER)):
-        yield Request(what, type_, flags, head + _listed(some, comment))
+        yield Request(what, type_, flags, head + _list_of(some))
 
 
-def _listed(keys: Iterable[bytes], comment: str) -> bytes:
-    """Return the attribute with elements that have these keys. The comment is encoded as nft(8) does."""
-    data = _user_data(comment)
-    return attributes.attributes((_ELEMENTS | NESTED, b"".join([_element(key, data) for key in keys])))
+def _list_of(packed: Iterable[bytes]) -> bytes:
+    return attributes.attributes((_ELEMENTS | NESTED, b"".join(packed)))
 
 
-def _user_data(comment: str) -> bytes:
-    text = attributes.text(comment)
-    return attributes.attributes((_USER_DATA, bytes((_COMMENT, len(text))) + text)) if comment else b""
-
-
-def _element(key: bytes, data: bytes) -> bytes:
+def packed_element(key: bytes, others: bytes = b"") -> bytes:
     """Return the attribute of an element: its key and other attributes. All headers are packed at once, since a port
     has a dozen elements."""
     size, padding = len(key) + 4, -len(key) % 4
     padded = size + padding
-    heads = _HEADS.pack(padded + 8 + len(data), _ELEMENT | NESTED, padded + 4, _KEY | NESTED, size, _VALUE)
-    return heads + key + bytes(padding) + data
+    heads = _HEADS.pack(padded + 8 + len(others), _ELEMENT | NESTED, padded + 4, KEY | NESTED, size, _VALUE)
+    return heads + key + bytes(padding) + others
 
 
-def _counters(body: bytes) -> Iterator[tuple[bytes, ElementCounter]]:
-    """Yield keys and counters of the elements in a reply, without those that have no counter."""
-    listed = attributes.parse(body[4:]).get(_ELEMENTS, b"")
-    for _, packed in attributes.pairs(listed):
+def packed_value(kind: int, value: bytes) -> bytes:
+    """Return an attribute that has one value (NFTA_DATA_VALUE)."""
+    size, padding = len(value) + 4, -len(value) % 4
+    return _TWO_HEADS.pack(size + padding + 4, kind | NESTED, size, _VALUE) + value + bytes(padding)
+
+
+def unpacked(data: bytes | None) -> bytes:
+    """Return the value of an attribute like those of `packed_value`; empty if there is none."""
+    return attributes.parse(data).get(_VALUE, b"") if data else b""
+
+
+def _packed_timed(element: TimedElement) -> bytes:
+    timeout = attributes.attributes((_TIMEOUT, struct.pack("!Q", element.milliseconds)))
+    return packed_element(element.key, timeout + _user_data(element.comment))
+
+
+def _timed(packed: bytes) -> TimedElement:
+    element = attributes.parse(packed)
+    left = int.from_bytes(element.get(_EXPIRATION, b""), "big")
+    return TimedElement(unpacked(element[KEY]), left, attributes.string(element.get(_USER_DATA, b"")[2:]))
+
+
+def _user_data(comment: str) -> bytes:
+    """Return the attribute with a comment, encoded as nft(8) does; nothing if it is empty."""
+    text = attributes.text(comment)
+    return attributes.attributes((_USER_DATA, bytes((_COMMENT, len(text))) + text)) if comment else b""
+
+
+def _counters(elements: Iterable[bytes]) -> dict[bytes, ElementCounter]:
+    """Return the counters of elements by their keys, without those that have none."""
+    found: dict[bytes, ElementCounter] = {}
+    for packed in elements:
         element = attributes.parse(packed)
         expression = element.get(_EXPRESSION) or attributes.parse(element.get(_EXPRESSIONS, b"")).get(1, b"")
         counted = attributes.parse(attributes.parse(expression).get(_EXPRESSION_DATA, b""))
         if _COUNTER_BYTES in counted and _COUNTER_PACKETS in counted:
             comment = attributes.string(element.get(_USER_DATA, b"")[2:])
             numbers = (int.from_bytes(counted[each], "big") for each in (_COUNTER_BYTES, _COUNTER_PACKETS))
-            yield attributes.parse(element[_KEY])[_VALUE], ElementCounter(comment, *numbers)
+            found[unpacked(element[KEY])] = ElementCounter(comment, *numbers)
+    return found
 
 
 @functools.lru_cache(maxsize=64)

@@ -17,12 +17,13 @@ import errno
 import sys
 from typing import Final
 
-from insula.kernel.netlink import NetlinkError, Request
-from insula.kernel.netlink.nftables import NftablesSocket, add_elements, add_mappings, delete_elements
+from insula.kernel.netlink import NetlinkError, Request, maps
+from insula.kernel.netlink.maps import KeyInterval
+from insula.kernel.netlink.nftables import NftablesSocket, add_elements, delete_elements
 
 _FIRST: Final = 1 << 31  # marks of other meanings are smaller
 _MASK: Final = _FIRST - 1
-_PROTOCOLS: Final = (b"\x02", b"\x0a")  # NFPROTO_IPV4, NFPROTO_IPV6
+_PROTOCOLS: Final = (KeyInterval(b"\x02"), KeyInterval(b"\x0a"))  # NFPROTO_IPV4, NFPROTO_IPV6
 _JUDGED, _EPOCH = "judged", "epoch"
 
 
@@ -33,12 +34,12 @@ class Epoch:
         self._nftables = nftables
         self._table = table
         self._judged: set[bytes] = set()
-        self._mapped: set[bytes] = set()
+        self._mapped: set[KeyInterval] = set()
 
     def is_valid(self) -> bool:
         """Read the epoch from the kernel. Whether it is whole: one number, in both places."""
         self._judged = set(self._nftables.keys("inet", self._table, _JUDGED))
-        mapped = self._nftables.mappings("inet", self._table, _EPOCH)
+        mapped = maps.read(self._nftables, "inet", self._table, _EPOCH)
         self._mapped = set(mapped)
         return len(self._judged) == 1 and self._mapped == set(_PROTOCOLS) and set(mapped.values()) == self._judged
 
@@ -57,9 +58,9 @@ class Epoch:
         self._nftables.transact(
             *requests,
             *delete_elements("inet", self._table, _JUDGED, self._judged),
-            *delete_elements("inet", self._table, _EPOCH, self._mapped),
+            *maps.delete("inet", self._table, _EPOCH, self._mapped),
             *add_elements("inet", self._table, _JUDGED, [mark]),
-            *add_mappings("inet", self._table, _EPOCH, dict.fromkeys(_PROTOCOLS, mark)),
+            *maps.add("inet", self._table, _EPOCH, dict.fromkeys(_PROTOCOLS, mark)),
         )
         self._judged, self._mapped = {mark}, set(_PROTOCOLS)
 
