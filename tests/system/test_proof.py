@@ -17,6 +17,7 @@ from insula.model.policies import (
     Direction,
     GroupPeer,
     InstancePeer,
+    NamePeer,
     OperatorPolicy,
     OperatorRule,
     Policy,
@@ -337,6 +338,37 @@ def test_policies_are_proven() -> None:
         assert ("leak", "acme/back", "acme/app") not in {each[1:4] for each in found}, "no router joins them"
         assert {("leak", "acme/app", "outside"), ("leak", "acme/web", "acme/app")} <= {each[1:4] for each in found}
         assert all(each.witness and each.witness.version == 4 for each in found)
+
+
+@isolated
+def test_policies_with_names_are_proven() -> None:
+    World()
+    with two_tenants() as cloud:
+        named = PolicyRule(
+            direction="out", peers=[NamePeer(name="*.example.com")], ports=[PortMatch(protocol="tcp", port=443)]
+        )
+        near = PolicyRule(direction="out", peers=[CidrPeer(cidr="203.0.113.0/24"), InstancePeer()])
+        policy = Policy(
+            tenant="acme",
+            name="web",
+            select=Selector(labels={"app": "web"}),
+            directions=["out"],
+            rules=[named, near],
+            created=0.0,
+        )
+        cloud.others["acme"] = {"policy": PolicyIntent(policies=[policy], labels={"web": {"app": "web"}})}
+        cloud.apply("acme")
+        prover = Prover(cloud.fabric)
+        assert prove(cloud, prover) == []
+        nft(cloud, "acme", "add element inet lab leases4 { 10.0.0.2 . 198.51.100.1 . tcp . 443 timeout 1h }")
+        assert prove(cloud, prover) == [], "the address of a name"
+        nft(cloud, "acme", "add element inet lab leases4 { 10.0.0.2 . 198.51.100.1 . tcp . 22 timeout 1h }")
+        [leak] = prove(cloud, prover)
+        assert leak[1:4] == ("leak", "acme/web", "outside") and "tcp/22" in leak.text
+        nft(cloud, "acme", "delete element inet lab leases4 { 10.0.0.2 . 198.51.100.1 . tcp . 22 }")
+        nft(cloud, "acme", "delete element inet lab named4 { 10.0.0.2 }")
+        found = {each[1:4] for each in prove(cloud, prover)}
+        assert {("leak", "acme/web", "outside"), ("leak", "acme/web", "acme/db")} <= found, "queries pass by the gate"
 
 
 @isolated

@@ -70,7 +70,7 @@ class PolicyReachability:
 
     def __call__(self, source: Endpoint, target: Endpoint) -> bool:
         intent = self._intents.get(source.tenant)
-        if intent is None or source.kind != "instance" or target.kind not in ("instance", "outside"):
+        if intent is None or source.kind != "instance" or target.kind == "gateway":
             return True
         return any(permits(intent, source.address, target.address, *service) for service in SERVICES[source.version])
 

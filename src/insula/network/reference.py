@@ -158,7 +158,8 @@ class ReferenceModel:
         services = _Services(self.version, space.services)
         for number, sender in enumerate(senders):
             assert sender.address is not None
-            mine = owners[sender.address.low]
+            mine, named = owners[sender.address.low], policies.named(sender.address.low)
+            queries = services.of_resolver if named else 0  # these are redirected, and so may be what names allow
             for target, range_ in enumerate(space.targets):
                 cell = space.cell(number, target)
                 to_router = services.of_router(self._gateway_for(mine, range_))
@@ -167,12 +168,14 @@ class ReferenceModel:
                     found.permit(NetworkPlace("router"), to_router.permitted << cell)
                 else:
                     found.permit(NetworkPlace("router"), (to_router.permitted & ~services.of_resolver) << cell)
+                found.permit(NetworkPlace("router"), (queries | named) << cell)
                 for peer, matches in self._services_at(mine, range_):
                     found.permit(peer, policies.of_ports(matches) << cell)
                 if (place := self._destination(mine, range_, owners)) is None:
                     continue
-                allowed = policies.allowed(sender.address.low, range_)
-                found.permit(place, (allowed | services.ignored) << cell)
+                allowed = policies.allowed(sender.address.low, range_) & ~queries
+                by_name = named & ~queries if place.kind == "uplink" else 0
+                found.permit(place, (allowed | by_name | services.ignored) << cell)
                 if self._is_required(mine, range_, place, owners):
                     found.require(place, (allowed & usual) << cell)
         self._add_published(found, space)

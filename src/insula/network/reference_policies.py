@@ -10,7 +10,16 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from insula.model.policies import AnyPeer, CidrPeer, Direction, GroupPeer, OperatorPolicy, PolicyRule, PortMatch
+from insula.model.policies import (
+    AnyPeer,
+    CidrPeer,
+    Direction,
+    GroupPeer,
+    NamePeer,
+    OperatorPolicy,
+    PolicyRule,
+    PortMatch,
+)
 from insula.network import policy_model
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.space import ICMP, ICMPV6, TCP, UDP, Boundaries, NumberRange, Service
@@ -98,21 +107,23 @@ class PolicyReference:
             return 0
         return self._judged("", PolicyRule(direction="in", peers=[AnyPeer()], ports=[*ports])).services
 
+    def named(self, source: int) -> int:
+        """Return the services of rules with DNS names in the policies of an instance. Which addresses the names have is
+        not known here: it depends on what the instance has asked for."""
+        subject, found = address_text(self._version, source), 0
+        for name in self._selecting_names("out", subject):
+            for judged in self._policies[name][1]:
+                if judged.rule.direction == "out" and any(isinstance(peer, NamePeer) for peer in judged.rule.peers):
+                    found |= judged.services
+        return found
+
     def resolves(self, source: int) -> bool:
         """Whether an instance may use the resolver."""
         return policy_model.resolves(self._intent, address_text(self._version, source))
 
     def _direction(self, direction: Direction, subject: str, other: str) -> int:
         """Return the services that the policies which select the subject allow with another address."""
-        key = direction, subject
-        if key not in self._selecting:
-            self._selecting[key] = [
-                name
-                for name, (policy, _) in self._policies.items()
-                if not policy.audit and policy_model.selects(self._intent, policy, direction, subject)
-            ]
-        selecting = self._selecting[key]
-        if not selecting:
+        if not (selecting := self._selecting_names(direction, subject)):
             return self._all
         passing = 0
         for name in selecting:
@@ -120,6 +131,17 @@ class PolicyReference:
                 if judged.rule.direction == direction and self._is_peer(judged.rule, other):
                     passing |= judged.services
         return passing
+
+    def _selecting_names(self, direction: Direction, subject: str) -> list[str]:
+        """Return the names of the policies that are enforced and select an instance."""
+        key = direction, subject
+        if key not in self._selecting:
+            self._selecting[key] = [
+                name
+                for name, (policy, _) in self._policies.items()
+                if not policy.audit and policy_model.selects(self._intent, policy, direction, subject)
+            ]
+        return self._selecting[key]
 
     def _by_operator(self, source: str, target: str, passing: int) -> int:
         """Return what passes after the operator's rules, of which the first that matches decides."""

@@ -71,7 +71,10 @@ def verify(
         stations, points_of = [s for one in points for s in one.stations], [one.router for one in points]
         pairs = _pairs(stations, points_of)
         taken = stack.enter_context(Measurement(stations, points_of, wanted))
-        results = taken.measure(pairs, beyond=not host_drift)
+        results = [
+            result if by_policies(*pair) else _beside_policies(*pair, may(*pair), result)
+            for pair, result in zip(pairs, taken.measure(pairs, beyond=not host_drift), strict=True)
+        ]
     permitted = reachability.InstalledReachability(installed, running)
     matrix = [
         _cell(*pair, wanted(*pair), permitted(*pair) and by_policies(*pair), result)
@@ -86,6 +89,17 @@ def verify(
         findings=[finding_view(each, sent.get(number)) for number, each in enumerate(proof.findings)],
         classes=proof.cells,
     )
+
+
+def _beside_policies(source: Endpoint, target: Endpoint, has_path: bool, result: ProbeResult) -> ProbeResult:
+    """Return what a result says about a pair that policies forbid.
+
+    They are not about broadcasts in a network. Connections are refused by resets, which have the address of the target.
+    """
+    meaningless = [["answer"]] if target.kind == "host" else [["broadcast"]] if has_path else []
+    if result.reached and result.protocols in meaningless:
+        return ProbeResult(False, result.control, result.detail)
+    return result
 
 
 def finding_view(finding: ProofFinding, sent: str | None = None) -> VerifyFinding:

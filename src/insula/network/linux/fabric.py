@@ -58,6 +58,7 @@ from insula.network.linux.state import addresses
 from insula.network.linux.sysctl import HostSettings
 from insula.network.linux.tenant import NO_LABELS, TenantNamespace
 from insula.network.linux.underlay import Members, Underlay
+from insula.network.names import gate
 
 log = logging.getLogger("insula.network")
 
@@ -176,8 +177,8 @@ class LinuxFabric(HasOutside):
 
     @property
     def reserved(self) -> Sequence[str]:
-        """The uplinks' ranges, which no network may overlap."""
-        return str(self.naming.range4), str(self.naming.range6)
+        """The uplinks' ranges, and the addresses of the gate of egress by name."""
+        return str(self.naming.range4), str(self.naming.range6), f"{gate.ADDRESS4}/32", f"{gate.ADDRESS6}/128"
 
     @about_host
     def host_drift(self) -> list[str]:
