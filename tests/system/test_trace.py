@@ -96,11 +96,25 @@ def test_a_peering_is_named() -> None:
     cloud = peered_tenants()
     cloud.peer(acme=(["net"], [TCP80]), globex=(["net"], []))
     out = traced(cloud, "web", "10.2.0.9")
-    assert out.steps[1] == "10.2.0.9 is in a network of globex, by a peering"
+    beyond = ["10.2.0.9 is in a network of globex, by a peering", "globex does not open tcp/80 there"]
+    assert not out.allowed and not out.wanted and out.steps[1:] == beyond
     inward = traced(cloud, "10.2.0.9", "web")
     assert inward.allowed and "which this tenant has a peering with" in inward.steps[0]
     assert not traced(cloud, "10.2.0.9", "web", "tcp/81").allowed
     assert not traced(cloud, "10.2.0.9", "db").allowed
+
+
+@isolated
+def test_an_instance_of_a_peer_has_the_name_that_it_has_there() -> None:
+    cloud = peered_tenants()
+    cloud.peer(acme=(["net"], []), globex=(["net"], [TCP80]))
+    out = traced(cloud, "web", "app.globex.peer")
+    assert out.allowed and out.steps[1] == "app.globex.peer (10.2.0.9) is in a network of globex, by a peering"
+    closed = traced(cloud, "web", "app.globex.peer", "tcp/81")
+    assert not closed.allowed and closed.steps[-1] == "globex does not open tcp/81 there"
+    assert traced(cloud, "fd00:1::9", "app.globex.peer").allowed, "by its IPv6 address"
+    with pytest.raises(NotFound, match=r"no instance 'spy\.globex\.peer"):
+        traced(cloud, "web", "spy.globex.peer")
 
 
 @isolated

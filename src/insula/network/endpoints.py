@@ -33,13 +33,8 @@ class Endpoint:
 
 def of_port(port: Port, network: Network) -> list[Endpoint]:
     """Return the endpoints of the instance at a port."""
-    found, name = [port.address, port.address6], name_of(port)
+    found, name = [port.address, port.address6], port_name(port)
     return [Endpoint("instance", port.tenant, network.index, name, address) for address in found if address]
-
-
-def name_of(port: Port) -> str:
-    """Return the name of the endpoints at a port: the instance's, and for a further port with its interface."""
-    return port.instance if port.interface == "eth0" else f"{port.instance}:{port.interface}"
 
 
 def port_name(port: Port) -> str:

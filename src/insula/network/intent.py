@@ -106,7 +106,8 @@ class PeeringIntent(Struct, kw_only=True):
     """A peering with the tenant `peer`, as this tenant sees it. `index` is unique on this cloud.
 
     `networks` are the names of this tenant's networks in it, and `allow` the ports there that the peer may open
-    connections to. `others` are the peer's networks. `names` are the peer's instances there, with their addresses.
+    connections to. `others` are the peer's networks, and `opened` the ports that this tenant may open connections to.
+    `names` are the peer's instances there, with their addresses.
     Unless `routed`, the two sides may have the same addresses, and reach each other by service endpoints only:
     `consumes` are this tenant's, `provides` what those of the peer lead to.
     """
@@ -117,6 +118,7 @@ class PeeringIntent(Struct, kw_only=True):
     networks: Sequence[str] = ()
     allow: Sequence[PortMatch] = ()
     others: Sequence[Network] = ()
+    opened: Sequence[PortMatch] = ()
     names: Mapping[str, Sequence[str]] = {}
     routed: bool = True
     consumes: Sequence[ConsumedService] = ()

@@ -126,10 +126,11 @@ def _is_peer(intent: TenantIntent, peer: PolicyPeer, address: str) -> bool:
 def _has_port(ports: Iterable[PortMatch], protocol: str, port: int | None) -> bool:
     """Whether one of `ports` matches; none at all match everything."""
     listed = list(ports)
-    return not listed or any(_is_port(each, protocol, port) for each in listed)
+    return not listed or any(is_port(each, protocol, port) for each in listed)
 
 
-def _is_port(match: PortMatch, protocol: str, port: int | None) -> bool:
+def is_port(match: PortMatch, protocol: str, port: int | None) -> bool:
+    """Whether a protocol with a port, or an ICMP type, is one of those that match."""
     if match.protocol == "icmp" and match.icmp_type is None:
         return protocol in ("icmp", "icmpv6")
     if match.protocol != protocol:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from insula.model.objects import Network, Port
 from insula.model.routers import Router
 from insula.network.addresses import link_local
-from insula.network.endpoints import Endpoint, name_of, of_gateway
+from insula.network.endpoints import Endpoint, of_gateway, port_name
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.packets import SERVICES
@@ -85,7 +85,7 @@ class InstalledReachability:
             one = self._installed.get(port.tenant)
             for found in one.ports if one else ():
                 if found.index == port.index:
-                    self._ports[port.tenant, name_of(port)].append(found)
+                    self._ports[port.tenant, port_name(port)].append(found)
 
     def __call__(self, source: Endpoint, target: Endpoint) -> bool:
         network = self._network(source)

@@ -13,6 +13,7 @@ from typing import Final
 
 from insula.model.errors import Invalid, NotFound
 from insula.model.objects import Network, Port
+from insula.model.peerings import DOMAIN
 from insula.model.tracing import TraceRule, TraceView
 from insula.model.units import shorten
 from insula.network import policy_model
@@ -48,7 +49,9 @@ class TraceEnd:
             return f"{port_name(self.port)} ({self.address})"
         if self.gateway:
             return f"the gateway of network {self.gateway.name} ({self.address})"
-        return f"the outside ({self.address})" if self.name == "outside" else self.address
+        if self.name == "outside":
+            return f"the outside ({self.address})"
+        return self.address if self.name == self.address else f"{self.name} ({self.address})"
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,11 @@ class TraceRequest:
 def parse(intent: TenantIntent, source: str, target: str, service: str) -> TraceRequest:
     """Return the request that texts stand for. Invalid, NotFound.
 
-    An end is an instance, "instance:interface", an address, or "outside"; a service is as in tcp/80, udp/53 or icmp.
+    An end is an instance, "instance:interface", an instance of a peer as in "db.acme.peer", an address, or "outside"; a
+    service is as in tcp/80, udp/53 or icmp.
     """
     protocol, port = _service(service)
-    version = next((6 if ":" in each else 4 for each in (source, target) if _is_address(each)), None)
-    if version is None:
-        version = 4
-        ports = [found for each in (source, target) if (found := _port(intent, each))]
-        if any(not found.address for found in ports):
-            version = 6
+    version = 4 if all(4 in _versions(intent, each) for each in (source, target)) else 6
     ends = [_end(intent, text, version) for text in (source, target)]
     if ends[0].port is None and ends[1].port is None:
         raise Invalid("neither end is one of the tenant's instances", "`insula ps` lists them")
@@ -105,6 +104,24 @@ def _is_address(text: str) -> bool:
     return "%" not in text
 
 
+def _versions(intent: TenantIntent, text: str) -> Collection[int]:
+    """The IP versions that an end has addresses of; both if it is unknown, or anywhere outside."""
+    if _is_address(text):
+        return {6 if ":" in text else 4}
+    found = _port(intent, text)
+    addresses = [found.address, found.address6] if found else _beyond(intent, text)
+    return {6 if ":" in each else 4 for each in addresses if each} or {4, 6}
+
+
+def _beyond(intent: TenantIntent, name: str) -> Sequence[str]:
+    """The addresses of an instance of a peer, by its name here, as the resolver answers it; empty if there is none."""
+    for each in intent.peerings:
+        instance = name.removesuffix(f".{each.peer.name}.{DOMAIN}")
+        if instance != name and instance in each.names:
+            return each.names[instance]
+    return ()
+
+
 def _port(intent: TenantIntent, name: str) -> Port | None:
     ports = [port for port in intent.ports if name in (port_name(port), f"{port.instance}:{port.interface}")]
     return ports[0] if ports else next((port for port in intent.ports if port.instance == name), None)
@@ -120,15 +137,21 @@ def _end(intent: TenantIntent, text: str, version: int) -> TraceEnd:
         owner = next((port for port in intent.ports if address in (port.address, port.address6)), None)
         gateway = next((n for n in intent.networks if address in (n.gateway, n.gateway6)), None)
         return TraceEnd(text, address, owner, gateway)
+    if beyond := _beyond(intent, text):
+        return TraceEnd(text, _of_version(beyond, version, text))
     port = _port(intent, text)
     if port is None:
         raise NotFound(
             f"there is no instance {shorten(text)} with a network on this host", "`insula ps -a` lists instances"
         )
-    own = port.address if version == 4 else port.address6
-    if not own:
-        raise Invalid(f"{port_name(port)} has no IPv{version} address", "give addresses of one version of IP")
-    return TraceEnd(text, own, port)
+    return TraceEnd(text, _of_version((port.address, port.address6), version, port_name(port)), port)
+
+
+def _of_version(addresses: Sequence[str | None], version: int, name: str) -> str:
+    for each in addresses:
+        if each and (":" in each) == (version == 6):
+            return each
+    raise Invalid(f"{name} has no IPv{version} address", "give addresses of one version of IP")
 
 
 # -- the answer ------------------------------------------------------------------------------------------------------
@@ -141,8 +164,9 @@ def trace(
     installed rules that decided are told, too."""
     model = ReferenceModel(intent, asked.version, fabric.reserved, running)
     ways = _follow(fabric, intent, asked, model)
-    allowed = _passes(ways, asked)
-    wanted = _is_wanted(model, asked)
+    refused = _refused_beyond(intent, asked)
+    allowed = _passes(ways, asked) and not refused
+    wanted = _is_wanted(model, asked) and not refused
     steps = [*_explained(intent, asked, model)]
     stopped = [end for end in (asked.source, asked.target) if end.port and end.port.index not in running]
     steps += [f"{end.words} does not run" for end in stopped]
@@ -210,6 +234,22 @@ def _passes(ways: Sequence[TracedWay], asked: TraceRequest) -> bool:
     if asked.target.gateway:
         return any(end.kind == "router" for end in ends)
     return any(end.kind in ("outside", "peer", "port") for end in ends)
+
+
+def _refused_beyond(intent: TenantIntent, asked: TraceRequest) -> str | None:
+    """The tenant beyond a peering that does not open the service there; None if it does, or if there is none.
+
+    Its rules are in its own part, which is not followed: they are the other tenant's affair.
+    """
+    if asked.source.port is None:
+        return None
+    protocol, port = _matched(asked)
+    for peering in intent.peerings:
+        subnets = [subnet for network in peering.others for subnet in _subnets(network, asked)]
+        if any(contains(range_of(each), _atom(asked.target.address)) for each in subnets):
+            opened = any(policy_model.is_port(each, protocol, port) for each in peering.opened)
+            return None if opened else peering.peer.name
+    return None
 
 
 def _is_wanted(model: ReferenceModel, asked: TraceRequest) -> bool:
@@ -286,7 +326,10 @@ def _path(
     if any(overlap(range_of(s), _atom(asked.target.address)) for n in networks.values() for s in _subnets(n, asked)):
         return [f"no instance on this host has the address {asked.target.address}"], False
     if peer := model.peer_at(_atom(asked.target.address)):
-        return [f"{asked.target.words} is in a network of {peer}, by a peering"], True
+        reasons = [f"{asked.target.words} is in a network of {peer}, by a peering"]
+        if _refused_beyond(intent, asked):
+            return [*reasons, f"{peer} does not open {asked.service} there"], False
+        return [*reasons, f"{peer} opens {asked.service} there, but its own policies may deny it"], True
     for route in sorted(router.routes if router else (), key=lambda r: -int(r.destination.partition("/")[2])):
         here = (":" in route.destination) == (asked.version == 6)
         if here and contains(range_of(route.destination), _atom(asked.target.address)):
@@ -307,9 +350,14 @@ def _subnets(network: Network, asked: TraceRequest) -> list[str]:
     return [each for each in found if each]
 
 
-def _policies(intent: TenantIntent, asked: TraceRequest) -> Iterator[str]:
+def _matched(asked: TraceRequest) -> tuple[str, int | None]:
+    """The protocol and the port, or the type of an echo request, that rules match."""
     protocol = "icmpv6" if asked.protocol == "icmp" and asked.version == 6 else asked.protocol
-    port = ECHO[asked.version] if asked.protocol == "icmp" else asked.port
+    return protocol, ECHO[asked.version] if asked.protocol == "icmp" else asked.port
+
+
+def _policies(intent: TenantIntent, asked: TraceRequest) -> Iterator[str]:
+    protocol, port = _matched(asked)
     verdict = policy_model.judge(intent, asked.source.address, asked.target.address, protocol, port)
     names = ", ".join(verdict.policies)
     if verdict.tier == "operator":

@@ -33,7 +33,7 @@ class PeeredLab(Lab):
 
     def _peering(self, tenant: str, other: str) -> PeeringIntent:
         networks, allow = self.sides[tenant]
-        beyond, _ = self.sides[other]
+        beyond, opened = self.sides[other]
         names = {
             name: addresses(each.port)
             for (owner, name), each in self.instances.items()
@@ -46,6 +46,7 @@ class PeeredLab(Lab):
             networks=networks,
             allow=allow,
             others=[self.networks[other, name] for name in beyond],
+            opened=opened,
             names=names,
         )
 

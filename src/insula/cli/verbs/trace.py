@@ -38,8 +38,8 @@ COMMANDS = {
     "trace": Command(
         run,
         "Tell whether one end reaches another by the rules that are installed, and why: by which network, router,\n"
-        "peering or policy. An end is an instance, INSTANCE:INTERFACE, an IP address, or `outside`; a service is\n"
-        "tcp/PORT, udp/PORT or icmp, which is the default. Exit status 1 if it is denied.",
+        "peering or policy. An end is an instance, INSTANCE:INTERFACE, INSTANCE.TENANT.peer, an IP address, or\n"
+        "`outside`; a service is tcp/PORT, udp/PORT or icmp, which is the default. Exit status 1 if it is denied.",
         "SRC DST [SERVICE]",
         [
             Option("-v --verbose", "show the installed rules that decided, too (operators only)"),

@@ -128,6 +128,7 @@ class Intents:
                     networks=own.networks,
                     allow=own.allow,
                     others=[network for network in networks if network.name in side.networks],
+                    opened=side.allow,
                     routed=peering.is_routed,
                     consumes=[_consumed(each) for each in endpoints if _is_of(each, peering)],
                     provides=await self._provided(name, peering, own),
