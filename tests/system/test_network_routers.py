@@ -8,19 +8,18 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network
 from insula.network.addresses import gateway_mac
 from insula.network.dhcp.frames import icmpv6
-from insula.network.linux import naming
+from insula.network.linux import naming, routing
 from insula.network.packets import checksum, frame, ip_packet
 from insula.network.proof import Prover
 from tests.support.lab import Instance, Lab, World, isolated, query
@@ -277,6 +276,38 @@ def unreachable(
     return frame(mac, sender.port.mac, outer[:10] + struct.pack("!H", checksum(outer)) + outer[12:] + body)
 
 
+@isolated
+def test_many_networks_in_one_router_are_as_many_elements() -> None:
+    """Not one for each pair of them, or a change of a hundred networks would take seconds."""
+    lab = Lab()
+    lab.tenant("acme")
+    for number in range(1, 13):
+        lab.network("acme", FOUR.format(number), SIX.format(number), name=f"n{number}")
+    ends = [lab.instance("acme", f"i{number}", f"n{number}", 2) for number in (1, 2, 12)]
+    for end in ends:
+        end.serves("acme", 80)
+    names = [name for _, name in lab.networks]
+
+    def routed(*joined: str) -> int:
+        lab.router("acme", *joined, routes={"172.16.0.0/16": "10.12.0.2"} if joined else None)
+        inside = lab.inside("acme")
+        with call_in(inside, NftablesSocket) as nftables:
+            found = sum(len(nftables.keys("inet", "lab", name.split()[1])) for name in routing.SETS)
+        with call_in(inside, Rtnl) as rtnl:
+            found += len([each for each in rtnl.routes() if each.table > 255]) + len(rtnl.rules())
+        os.close(inside)
+        return found
+
+    nothing = routed()
+    six, twelve = routed(*names[6:]) - nothing, routed(*names) - nothing
+    assert twelve < 2 * six
+    assert [reaches(one, other, timeout=5) for one, other in zip(ends, (12, 1, 2), strict=True)] == [ALL] * 3
+    routed(*names[1:])  # the router has another number without its first network
+    assert reaches(ends[1], 12, timeout=5) == reaches(ends[2], 2, timeout=5) == ALL
+    assert reaches(ends[0], 12, timeout=SHORT) == reaches(ends[2], 1, timeout=SHORT) == set()
+    assert lab.fabric.installed(lab.tenants["acme"]).drift == []
+
+
 # -- the way out -----------------------------------------------------------------------------------------------------
 
 
@@ -358,104 +389,6 @@ def test_taking_the_way_out_cuts_open_connections() -> None:
     lab.networks["acme", "n1"] = change(lab, "n1", outbound="none")
     lab.apply("acme")
     assert all(map(is_alive, kept)) and not any(is_alive(sock, SHORT) for sock in cut)
-
-
-# -- static routes ---------------------------------------------------------------------------------------------------
-
-BEHIND = ("172.16.5.1", "fd20::1")
-
-
-@contextlib.contextmanager
-def appliance(lab: Lab, instance: Instance) -> Iterator[None]:
-    """Let the instance have further addresses, on its loopback device."""
-    with instance.do(Rtnl) as inside:
-        inside.execute(*(netlink.add_address(1, f"{each}/{128 if ':' in each else 32}") for each in BEHIND))
-    allow(lab, instance)
-    yield
-
-
-def allow(lab: Lab, instance: Instance) -> None:
-    """Add address pairs to a port, as the rules have them."""
-    device, mac = naming.port(instance.port.index), instance.port.mac
-    netns = lab.inside(instance.port.tenant)
-    with call_in(netns, Nft) as nft:
-        nft.run(f"add element bridge lab ipv4 {{ {device} . {mac} . {BEHIND[0]} }}")
-        nft.run(f"add element bridge lab ipv6 {{ {device} . {mac} . {BEHIND[1]} }}")
-    os.close(netns)
-
-
-@isolated
-def test_a_static_route_leads_through_an_instance() -> None:
-    lab = Lab()
-    one, two, three = networks(lab, "acme")
-    routes = {"172.16.0.0/16": "10.2.0.2", "fd20::/32": "fd00:2::2"}
-    lab.router("acme", "n1", "n2", routes=routes)
-    with appliance(lab, two):
-        for address in BEHIND:
-            assert one.pings(address), "from another network of the router"
-            assert not three.pings(address, SHORT), "not from a network that is apart"
-    lab.router("acme", "n1", "n2")
-    assert not one.pings(BEHIND[0], SHORT)
-    netns = lab.inside("acme")
-    with call_in(netns, Rtnl) as rtnl:
-        assert not [rule for rule in rtnl.rules() if rule.priority in (1000, 1001, 1002)], "nothing is left"
-        assert not [route for route in rtnl.routes() if route.table > 255]
-    os.close(netns)
-
-
-@isolated
-def test_the_longest_destination_decides() -> None:
-    lab = Lab()
-    one, two, three = networks(lab, "acme")
-    routes = {"172.16.0.0/12": "10.3.0.2", "172.16.5.0/24": "10.2.0.2", "0.0.0.0/0": "10.3.0.2"}
-    lab.router("acme", "n1", "n2", "n3", routes={**routes, "fd20::/16": "fd00:3::2", "fd20::/64": "fd00:2::2"})
-    with appliance(lab, two):
-        seen = three.sniffer()
-        assert all(map(one.pings, BEHIND))
-        assert one.pings("10.3.0.2") and one.pings("10.2.0.2"), "networks are longer than a default route"
-        one.send_frame(udp_frame(one, "10.1.0.2", "172.16.6.1", b"by the shorter one"))
-        assert seen.sees(b"by the shorter one", 5)
-
-
-@isolated
-def test_the_routes_of_a_router_act_for_its_own_networks_only() -> None:
-    world = World()
-    world.tells_callers(80)
-    lab = Lab()
-    one, two, three = networks(lab, "acme")
-    lab.router("acme", "n1", "n2", routes={"0.0.0.0/0": "10.2.0.2", "::/0": "fd00:2::2"})
-    lab.router("acme", "n3", name="other")
-    assert three.connects(world.ADDRESS, 80) and three.connects(world.ADDRESS6, 80), "it has its own way out"
-    seen = two.sniffer()
-    one.send_frame(udp_frame(one, "10.1.0.2", world.ADDRESS, b"by the default route"))
-    assert seen.sees(b"by the default route", 5)
-    assert not one.connects(world.ADDRESS, 80, SHORT), "the instance forwards nothing"
-
-
-@isolated
-def test_routes_that_were_damaged_are_repaired() -> None:
-    lab = Lab()
-    one, two, _ = networks(lab, "acme")
-    lab.router("acme", "n1", "n2", routes={"172.16.0.0/16": "10.2.0.2", "fd20::/32": "fd00:2::2"})
-    with appliance(lab, two):
-        assert all(map(one.pings, BEHIND))
-        netns = lab.inside("acme")
-        with call_in(netns, Rtnl) as rtnl:
-            ours = [route for route in rtnl.routes() if route.table > 255]
-            rtnl.execute(*map(netlink.delete_route_in, ours))
-            rtnl.execute(*(netlink.delete_rule(rule) for rule in rtnl.rules() if rule.priority == 1000))
-            assert not one.pings(BEHIND[0], SHORT)
-            lab.apply("acme")
-            allow(lab, two)
-            assert all(map(one.pings, BEHIND))
-            found = [route for route in rtnl.routes() if route.table > 255]
-            assert set(found) == set(ours)
-            strange = netlink.add_route_in(ours[0]._replace(destination="192.168.7.0/24", gateway=None), protocol=4)
-            rtnl.execute(strange)
-            assert lab.fabric.installed(lab.tenants["acme"]).drift == [], "it is harmless"
-            lab.apply("acme")
-            assert {route for route in rtnl.routes() if route.table > 255} == set(ours)
-        os.close(netns)
 
 
 # -- the proof -------------------------------------------------------------------------------------------------------

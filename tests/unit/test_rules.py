@@ -19,7 +19,7 @@ from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft, NftError
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
-from insula.network.linux import host_rules, neighbours, rules
+from insula.network.linux import host_rules, neighbours, routing, rules
 from insula.network.linux.naming import Naming
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="nftables takes root")
@@ -168,7 +168,7 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             "inet egress_received": {("ipv4",)},
         }
         assert {element[:2] for element in ndp} == {("p7", MAC)} and len(ndp) == 2
-        of_routers = {"inet routed4", "inet routed6", "inet closed"}
+        of_routers = {*routing.SETS, "inet closed"}
         of_peerings = {"inet peer_protocols", "inet peer_ports"}
         assert {*found, "bridge ndp", *of_routers, *of_peerings} == set(rules.SETS)
         transact(rules.delete(TABLE, some[2]))
@@ -177,6 +177,26 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
         for each in some:
             transact(rules.delete(TABLE, each))
         assert elements(nft) == {}
+
+    with_nft(inside)
+
+
+def test_a_network_gets_another_router_in_one_transaction() -> None:
+    def inside(nft: Nft) -> None:
+        install(nft)
+        one, other = (rules.key(routing.ROUTERS, ("br3", number)) for number in ("7", "8"))
+
+        def found() -> set[bytes]:
+            with NftablesSocket() as nftables:
+                return rules.read(nftables, TABLE, routing.ROUTERS)
+
+        transact(rules.add(TABLE, {routing.ROUTERS: [("br3", "7"), ("br4", "9")]}))
+        transact(rules.change(TABLE, {routing.ROUTERS: [other]}, {routing.ROUTERS: [one]}))
+        assert {rules.element(routing.ROUTERS, key) for key in found()} == {("br3", "8"), ("br4", "9")}
+        with pytest.raises(NetlinkError, match="exists"):  # it has another element than was thought
+            transact(rules.change(TABLE, {routing.ROUTERS: [one]}, {}))
+        transact(rules.delete(TABLE, {routing.ROUTERS: [("br3", "8"), ("br4", "9")]}))
+        assert found() == set()
 
     with_nft(inside)
 

@@ -1,17 +1,19 @@
 """Keys of sets: conversion of elements, which are texts, to the kernel's bytes and back.
 
 Each part of an element has a type, a letter: d is a device, m a MAC address, 4 and 6 an IP address, h 16 bytes in
-hexadecimal, v the version of IP, p a protocol, s a port.
+hexadecimal, v the version of IP, p a protocol, s a port, n the number of a router.
 """
 
 from __future__ import annotations
 
+import sys
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Final
 
 from insula.kernel.netlink.nftables import IFNAME
 
-_LENGTHS: Final = {"d": IFNAME, "m": 8, "4": 4, "6": 16, "h": 16, "v": 1, "p": 4, "s": 4}
+NUMBER: Final = 4
+_LENGTHS: Final = {"n": NUMBER, "d": IFNAME, "m": 8, "4": 4, "6": 16, "h": 16, "v": 1, "p": 4, "s": 4}
 _VERSIONS: Final = {"ipv4": b"\2"}  # NFPROTO_IPV4
 _PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 
@@ -41,6 +43,8 @@ def _packed(kind: str, part: str) -> bytes:
         return _VERSIONS[part]
     if kind == "p":
         return bytes((_PROTOCOLS[part], 0, 0, 0))
+    if kind == "n":
+        return int(part).to_bytes(NUMBER, sys.byteorder)
     if kind == "s":
         return int(part).to_bytes(2, "big") + b"\0\0"
     return inet_pton(AF_INET if kind == "4" else AF_INET6, part)
@@ -57,6 +61,8 @@ def _text(kind: str, packed: bytes) -> str:
         return next((name for name, value in _VERSIONS.items() if value == packed), packed.hex())
     if kind == "p":
         return next((name for name, number in _PROTOCOLS.items() if number == packed[0]), str(packed[0]))
+    if kind == "n":
+        return str(int.from_bytes(packed, sys.byteorder))
     if kind == "s":
         return str(int.from_bytes(packed[:2], "big"))
     return inet_ntop(AF_INET if kind == "4" else AF_INET6, packed)

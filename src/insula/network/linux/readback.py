@@ -19,7 +19,7 @@ from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.network.addresses import gateway_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
-from insula.network.linux import naming, overlay, rules, sysctl, transit
+from insula.network.linux import naming, overlay, routing, rules, sysctl, transit
 from insula.network.linux.deletion import is_gone
 from insula.network.linux.tenant import FAMILIES, TenantNamespace
 
@@ -108,10 +108,17 @@ def _network(
 
 def _reach(link: Link, elements: dict[str, set[tuple[str, ...]]], routes: list[Route]) -> dict[str, Any]:
     """Where connections from a bridge may go, as fields of InstalledNetwork."""
-    to = [other for one, other in elements.get("inet paths", ()) if one == link.name]
+    to = {other for one, other in elements.get("inet paths", ()) if one == link.name}
+    router = _router(link.name, elements)
+    to |= {device for device, number in elements.get("inet joined", ()) if number == router}
     networks = [number for name in to if (number := naming.number(name, "br")) is not None]
-    static = {route.destination: route.gateway for route in routes if route.table == link.index and route.gateway}
+    static = {r.destination: r.gateway for r in routes if str(r.table) == router and r.gateway}
     return {"reaches": sorted(networks), "outbound": naming.UPLINK in to, "routes": static}
+
+
+def _router(device: str, elements: dict[str, set[tuple[str, ...]]]) -> str | None:
+    """Return the number of the router that joins a network, as text."""
+    return next((number for name, number in elements.get(routing.ROUTERS, ()) if name == device), None)
 
 
 def _port(index: int, link: Link, links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) -> InstalledPort:
@@ -174,20 +181,18 @@ def _network_drift(
 def _routing_drift(
     networks: list[InstalledNetwork], found: Sequence[Rule], elements: dict[str, set[tuple[str, ...]]]
 ) -> Iterator[str]:
-    """Return networks whose static routes are not looked up, and gateways that don't answer where a path leads to."""
-    by_index = {network.index: network for network in networks}
+    """Return networks whose static routes are not looked up, and gateways that don't answer the networks of their
+    router."""
     for network in networks:
+        router = _router(network.device, elements)
         for family, version in ((socket.AF_INET, "IPv4"), (socket.AF_INET6, "IPv6")):
-            table = naming.bridge_index(network.index)
             has = any((":" in to) == (family == socket.AF_INET6) for to in network.routes)
-            if has and not any(rule[:3] == (family, network.device, table) for rule in found):
+            if has and not any(rule[:3] == (family, network.device, int(router or 0)) for rule in found):
                 yield f"{version} routes of {network.device} are not looked up"
-        for other in (by_index[index] for index in network.reaches if index in by_index and index != network.index):
-            for gateway in (each.partition("/")[0] for each in other.gateways):
-                name = "routed6" if ":" in gateway else "routed4"
-                missing = (network.device, gateway) not in elements.get(f"inet {name}", ())
-                if missing and (name == "routed4" or any(":" in each for each in network.gateways)):
-                    yield f"gateway {gateway} is missing in set {name} for {network.device}"
+        for gateway in (each.partition("/")[0] for each in network.gateways if router):
+            name = "routed6" if ":" in gateway else "routed4"
+            if (gateway, router) not in elements.get(f"inet {name}", ()):
+                yield f"gateway {gateway} is missing in set {name}"
 
 
 def _port_drift(
@@ -281,7 +286,8 @@ def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) 
     """Return unknown devices, and devices that set elements allow although they don't exist. A counter may outlive its
     device until it was read."""
     names = {link.name for link in links.values()}
-    allowed = {each[0] for name, some in elements.items() if name not in rules.COUNTERS for each in some}
+    others = (*rules.COUNTERS, "inet routed4", "inet routed6")
+    allowed = {each[0] for name, some in elements.items() if name not in others for each in some}
     for device in sorted(allowed - names):
         yield f"rule elements of {device}, which does not exist"
     for link in links.values():

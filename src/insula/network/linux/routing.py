@@ -1,10 +1,13 @@
 """Routing between a tenant's networks: static routes of its routers, and the paths that a router opens.
 
 The kernel routes between all bridges of a namespace; which of them are joined is told by set elements (rules.py). A
-router without static routes needs nothing else. The static routes of a router act for packets from its own networks
-only. So each of these networks has a routing table (ip-rule(8), `iif`) with all networks of the router and its static
-routes, of which the longest destination decides. What is not there is looked up in the main table, which has all
-networks and the way out.
+router has a number, that of the bridge of its first network. The map `routers` has the number for each of its networks,
+and the set `joined` the networks for each number, so there are as many elements as networks and not as pairs of them. A
+router without static routes needs nothing else.
+
+The static routes of a router act for packets from its own networks only. So these look up (ip-rule(8), `iif`) a routing
+table with all networks of the router and its static routes, of which the longest destination decides. What is not there
+is looked up in the main table, which has all networks and the way out.
 
 Answers from outside, and errors that the router itself sends (RFC 792, RFC 4443), come from no network. They use what
 the main table has about networks, and then the table `COMMON`, which has the static routes to addresses that no other
@@ -30,11 +33,11 @@ from insula.network.routes import is_within, subnets
 PROTOCOL: Final = 154
 """The origin of our routes and rules in the kernel (rtnetlink(7), rtm_protocol)."""
 COMMON: Final = 999_999_999
-"""The number of a routing table. That of a network has the number of its bridge's interface."""
+"""The number of a routing table. That of a router has the router's number."""
 _OF_NETWORK, _CONNECTED, _OF_TENANT = 1000, 1001, 1002  # priorities of rules
-PATHS: Final = "inet paths"
-SETS: Final = ("inet routed4", "inet routed6")
-"""The sets that have elements of routers only, and that which has others too (rules.py)."""
+ROUTERS: Final = "inet routers"
+SETS: Final = (ROUTERS, "inet joined", "inet routed4", "inet routed6")
+"""The sets that have the elements of routers, and no others (rules.py)."""
 _TOGETHER: Final = 100  # requests in one message to the kernel
 _ANYWHERE: Final = ("0.0.0.0/0", "::/0")
 
@@ -53,12 +56,14 @@ def wanted(networks: Mapping[str, Network], routers: Iterable[Router]) -> Routin
     routes, lookups = set[Route](), set[Rule]()
     for router in active:
         joined = [networks[name] for name in router.networks if name in networks]
+        if not joined:
+            continue
         static = [(route, network) for route in router.routes for network in joined if _is_on(route, network)]
-        for network in joined:
-            table = naming.bridge_index(network.index)
-            here = _connected(joined, table) | {_static(table, route, on) for route, on in static}
-            lookups |= {Rule(family, naming.bridge(network.index), table, _OF_NETWORK) for family in _families(here)}
-            routes |= here
+        table = _number(joined)
+        here = _connected(joined, table) | {_static(table, route, on) for route, on in static}
+        for family in _families(here):
+            lookups |= {Rule(family, naming.bridge(network.index), table, _OF_NETWORK) for network in joined}
+        routes |= here
         routes |= {
             _static(COMMON, route, on)
             for route, on in static
@@ -71,6 +76,11 @@ def wanted(networks: Mapping[str, Network], routers: Iterable[Router]) -> Routin
                 Rule(family, device, COMMON, _OF_TENANT),
             }
     return Routing(frozenset(routes), frozenset(lookups))
+
+
+def _number(joined: Iterable[Network]) -> int:
+    """Return the number of the router that joins these networks."""
+    return naming.bridge_index(min(network.index for network in joined))
 
 
 def _families(routes: Iterable[Route]) -> set[int]:
@@ -173,29 +183,19 @@ def _order(route: Route) -> tuple[bool, str, int]:
 
 
 def elements(networks: Mapping[str, Network], routers: Iterable[Router]) -> dict[str, list[tuple[str, ...]]]:
-    """Return the set elements of these routers: paths between the networks of each, and their gateways, which answer
-    pings from there."""
-    paths, routed4, routed6 = list[tuple[str, ...]](), list[tuple[str, ...]](), list[tuple[str, ...]]()
+    """Return the set elements of these routers: the networks of each, and their gateways, which answer pings from
+    there."""
+    members, four, six = list[tuple[str, ...]](), list[tuple[str, ...]](), list[tuple[str, ...]]()
     for router in routers:
-        joined = [networks[name] for name in router.networks if name in networks]
-        for one in joined:
-            device = naming.bridge(one.index)
-            for other in joined:
-                if other.name != one.name:
-                    paths.append((device, naming.bridge(other.index)))
-                    routed4.append((device, other.gateway))
-                    if other.gateway6 and one.gateway6:
-                        routed6.append((device, other.gateway6))
-    return {PATHS: paths, SETS[0]: routed4, SETS[1]: routed6}
+        if joined := [networks[name] for name in router.networks if name in networks]:
+            number = str(_number(joined))
+            members += [(naming.bridge(network.index), number) for network in joined]
+            four += [(network.gateway, number) for network in joined]
+            six += [(network.gateway6, number) for network in joined if network.gateway6]
+    return dict(zip(SETS, (members, members, four, six), strict=True))
 
 
-def without_unknown(have: Mapping[str, set[bytes]], known: rules.Elements) -> dict[str, set[bytes]]:
-    """Leave out the elements of routers that are not among `known`: a record that can't be read may be theirs."""
-    of_known = {name: {rules.key(name, each) for each in some} for name, some in known.items()}
-
-    def stays(name: str, key: bytes) -> bool:
-        element = rules.element(name, key)
-        of_router = name in SETS or (name == PATHS and naming.UPLINK not in element and element[0] != element[1])
-        return not of_router or key in of_known.get(name, ())
-
-    return {name: {key for key in some if stays(name, key)} for name, some in have.items()}
+def known(have: Mapping[str, set[bytes]], wanted: rules.Elements) -> dict[str, set[bytes]]:
+    """Return the keys of the sets of routers that are among the elements `wanted`: a record that can't be read may have
+    the others."""
+    return {name: have[name] & {rules.key(name, each) for each in wanted.get(name, ())} for name in SETS}

@@ -8,7 +8,8 @@ There are three tables. Packets from and to tenants that no rule accepts are dro
   have no use, and each start would send one to every instance.
 - The `inet` table in a tenant's namespace is that of its router. It answers pings and DNS at its gateways, and judges
   connections: those that are routed, and with br_netfilter those between two instances of one network. The set `paths`
-  has the pairs of devices between which a connection may be opened. `epoch.py` tells how changes reach open
+  has pairs of devices between which a connection may be opened, and the map `routers` and the set `joined` have the
+  networks of each router, between which it may as well (routing.py). `epoch.py` tells how changes reach open
   connections. Namespaces of `linux.egress` have DNS and the uplink as well. What they send and receive is counted at
   their devices.
 - The table in the host's namespace isolates tenants from each other and from the host: see `host_rules`.
@@ -20,13 +21,14 @@ with it the address of another tenant's instance.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from ipaddress import IPv6Address
 from typing import Final
 
-from insula.kernel.netlink import Request
-from insula.kernel.netlink.nftables import add_elements, delete_elements
+from insula.kernel.netlink import Request, maps
+from insula.kernel.netlink.maps import KeyInterval
+from insula.kernel.netlink.nftables import NftablesSocket, add_elements, delete_elements
 from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
@@ -136,6 +138,8 @@ table bridge {table} {{
 table inet {table} {{
     set bridges {{ typeof iifname; }}
     set paths {{ typeof iifname . oifname; }}
+    map routers {{ type ifname : mark; }}
+    set joined {{ type ifname . mark; }}
     set judged {{ type mark; }}
     map epoch {{ type nf_proto : mark; }}
     set connections4 {{ type ipv4_addr; size 65535; flags dynamic; }}
@@ -144,8 +148,8 @@ table inet {table} {{
     set queries6 {{ type ipv6_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set external4 {{ typeof ip daddr; }}
     set external6 {{ typeof ip6 daddr; }}
-    set routed4 {{ typeof iifname . ip daddr; }}
-    set routed6 {{ typeof iifname . ip6 daddr; }}
+    set routed4 {{ type ipv4_addr . mark; }}
+    set routed6 {{ type ipv6_addr . mark; }}
     set peer_protocols {{ type ifname . inet_proto; }}
     set peer_ports {{ type ifname . inet_proto . inet_service; }}
     set egress_sent {{ typeof meta nfproto; counter; }}
@@ -175,8 +179,8 @@ table inet {table} {{
         {to_gate}
         iifname . ip daddr @gateways4 goto services
         iifname . ip6 daddr @gateways6 goto services
-        icmp type echo-request iifname . ip daddr @routed4 accept comment "gateways beyond a router"
-        icmpv6 type echo-request iifname . ip6 daddr @routed6 accept
+        icmp type echo-request meta mark set iifname map @routers ip daddr . meta mark @routed4 accept
+        icmpv6 type echo-request meta mark set iifname map @routers ip6 daddr . meta mark @routed6 accept
         iifname "{egress}*" meta l4proto {{ tcp, udp }} th dport 53 goto services
         iifname "{egress}*" reject with icmpx admin-prohibited
     }}
@@ -195,8 +199,10 @@ table inet {table} {{
         ct state invalid drop
         ct state related meta l4proto {{ icmp, icmpv6 }} goto errors
         ct state untracked icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @paths accept
+        ct state untracked drop
         ct direction original iifname . oifname @paths goto judge
         ct direction reply oifname . iifname @paths goto judge
+        meta mark set iifname map @routers oifname . meta mark @joined goto judge
         ct status dnat goto from_outside comment "linux.outside"
         oifname "{egress}*" ct state established accept
         iifname "{egress}*" goto egress_forward
@@ -204,6 +210,7 @@ table inet {table} {{
     chain errors {{
         iifname . oifname @paths accept comment "whoever sends them: they only quote a connection"
         oifname . iifname @paths accept
+        meta mark set iifname map @routers oifname . meta mark @joined meta mark set 0 accept
         iifname "{uplink}" accept
         drop
     }}
@@ -329,10 +336,12 @@ _TYPES: Final = {
     "inet bridges": "d",
     "inet closed": "d",
     "inet paths": "dd",
+    "inet routers": "dn",
+    "inet joined": "dn",
     "inet gateways4": "d4",
     "inet gateways6": "d6",
-    "inet routed4": "d4",
-    "inet routed6": "d6",
+    "inet routed4": "4n",
+    "inet routed6": "6n",
     "inet peer_protocols": "dp",
     "inet peer_ports": "dps",
     "inet egress_sent": "v",
@@ -341,6 +350,8 @@ _TYPES: Final = {
 """The types of an element's parts, as in `keys`."""
 SETS: Final = tuple(_TYPES)
 """All sets, by "family set"."""
+MAPS: Final = ("inet routers",)
+"""Those of the sets that are maps: the last part of an element is what the key is mapped to."""
 COUNTED: Final = ("bridge sent", "bridge received")
 """The sets whose elements are counters of ports."""
 OF_EGRESS: Final[Elements] = {"inet egress_sent": [("ipv4",)], "inet egress_received": [("ipv4",)]}
@@ -414,15 +425,29 @@ def delete(table: str, elements: Elements) -> list[Request]:
 
 
 def change(table: str, added: Keys, deleted: Keys) -> list[Request]:
-    """Return requests that add and delete keys. What is deleted is added first: a missing key would be an error."""
-    requests: list[Request] = []
-    incarnation = os.urandom(8).hex()
-    for changes in (added, deleted):
-        for name, some in changes.items():
-            requests += add_elements(*_of(name, table), some, incarnation if name in COUNTERS else "")
+    """Return requests that add and delete keys. What is deleted is added first: a missing key would be an error. It
+    goes before others are added: a map has one element of a key."""
+    requests = [each for name, some in deleted.items() for each in _addition(name, table, some)]
     for name, some in deleted.items():
-        requests += delete_elements(*_of(name, table), some)
-    return requests
+        requests += delete_elements(*_of(name, table), (_mapped(key)[0].first if name in MAPS else key for key in some))
+    return requests + [each for name, some in added.items() for each in _addition(name, table, some)]
+
+
+def _addition(name: str, table: str, some: Iterable[bytes]) -> Iterator[Request]:
+    if name in MAPS:
+        return maps.add(*_of(name, table), dict(map(_mapped, some)))
+    return add_elements(*_of(name, table), some, os.urandom(8).hex() if name in COUNTERS else "")
+
+
+def _mapped(packed: bytes) -> tuple[KeyInterval, bytes]:
+    return KeyInterval(packed[: -keys.NUMBER]), packed[-keys.NUMBER :]
+
+
+def read(nftables: NftablesSocket, table: str, name: str) -> set[bytes]:
+    """Return the keys of the set `name`; none if it is missing. NetlinkError."""
+    if name in MAPS:
+        return {key.first + data for key, data in maps.read(nftables, *_of(name, table)).items()}
+    return set(nftables.keys(*_of(name, table)))
 
 
 def _of(name: str, table: str) -> tuple[str, str, str]:

@@ -77,8 +77,7 @@ def read(netns: int, rtnl: Rtnl, nftables: NftablesSocket, table: str) -> Instal
 
 def keys(nftables: NftablesSocket, table: str) -> dict[str, set[bytes]]:
     """Return the keys of all sets, by "family set"."""
-    listed = ((name, *name.split()) for name in rules.SETS)
-    return {name: set(nftables.keys(family, table, set_)) for name, family, set_ in listed}
+    return {name: rules.read(nftables, table, name) for name in rules.SETS}
 
 
 def _has_ipv6(device: str) -> bool:

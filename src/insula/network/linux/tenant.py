@@ -300,8 +300,9 @@ class TenantNamespace:
         wanted += elsewhere
         if not intent.complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}
+            of_routers = routing.known(have, self._routed)
             have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
-            have = routing.without_unknown(have, self._routed)
+            have |= of_routers
         self._routed = routed
         self._transact(wanted, have, self.policy.whole(intent, ports))
 
@@ -451,9 +452,8 @@ class TenantNamespace:
     def router_gaps(self, networks: Mapping[str, Network], router: Router) -> Sequence[str]:
         """Return what is missing of a router, as text. `networks` are all of the tenant's, by name."""
         have = {
-            name: {rules.element(name, key) for key in self._nftables.keys(family, self.naming.prefix, set_)}
-            for name in (routing.PATHS, *routing.SETS)
-            for family, set_ in [name.split()]
+            name: {rules.element(name, key) for key in rules.read(self._nftables, self.naming.prefix, name)}
+            for name in routing.SETS
         }
         return routing.missing(self.rtnl, have, networks, router)
 
