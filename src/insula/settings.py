@@ -198,6 +198,12 @@ DOCUMENTED = (
         "auto: the speed that the device of the default route reports.",
     ),
     Documented(
+        "network.floating",
+        "list of at most 64 IP networks",
+        "The pool of external addresses that tenants get as floating ones. They are routed to this host, or are free "
+        "in one of its own networks. []: none.",
+    ),
+    Documented(
         "audit.path",
         "absolute path",
         "The audit log: one JSON object a line for each request that changes something, or reads an instance's data.",

@@ -20,6 +20,7 @@ from insula.control.allocation.quotas import add, change, check_covers, of_image
 from insula.control.allocation.recount import _COUNTS, migrate, outdated, recount, repair, repair_all
 from insula.control.keys import (
     ADDRESS_GROUPS,
+    FLOATING_IPS,
     IMAGES,
     INSTANCES,
     NETWORKS,
@@ -31,7 +32,8 @@ from insula.control.keys import (
     USAGE,
 )
 from insula.model.errors import Failed, QuotaExceeded
-from insula.model.objects import Image, ImageConfig, InstanceSpec, Limits, Network, Resources, Tenant
+from insula.model.floating_ips import FloatingIp
+from insula.model.objects import Image, ImageConfig, InstanceSpec, Limits, Network, PublishedPort, Resources, Tenant
 from insula.model.policies import AddressGroup, Policy, Selector
 from insula.model.principals import Principal, Token
 from insula.model.quotas import NOW, QUOTAS, STORED, TABLE, Quota
@@ -214,7 +216,9 @@ async def populate(store: SqliteStore) -> Usage:
     network = Network(tenant="acme", name="n", index=1, vni=5000, subnet="10.0.0.0/24", gateway="10.0.0.1", created=0.0)
     accounts = [Principal(id="1", name="ci", tenant="acme", created=0.0), Principal(id="2", name="ann", created=0.0)]
     tokens = [Token(id=f"t{n}", principal=f"{n}", digest="", created=0.0, expires=1.0) for n in (1, 2)]
-    spec = InstanceSpec(image="x", resources=Resources(cpus=0.25, memory=64 << 20, disk=1 << 30, inodes=500))
+    resources = Resources(cpus=0.25, memory=64 << 20, disk=1 << 30, inodes=500)
+    spec = InstanceSpec(image="x", resources=resources, published=[PublishedPort(port=8000, target=80, count=5)])
+    floating = FloatingIp(tenant="acme", name="f", address="203.0.113.7", created=0.0)
     puts = [
         TENANTS.put(ACME, "acme"),
         TENANTS.put(msgspec.structs.replace(ACME, name="globex"), "globex"),
@@ -223,6 +227,7 @@ async def populate(store: SqliteStore) -> Usage:
         ROUTERS.put(Router(tenant="acme", name="r", created=0.0), "acme", "r"),
         POLICIES.put(Policy(tenant="acme", name="p", select=Selector(), directions=["in"], created=0.0), "acme", "p"),
         ADDRESS_GROUPS.put(AddressGroup(tenant="acme", name="g", cidrs=["10.0.0.0/8"], created=0.0), "acme", "g"),
+        FLOATING_IPS.put(floating, "acme", "f"),
         *(IMAGES.put(each, "acme", each.name) for each in (image("i", x=3, y=4), image("j", y=4))),
         IMAGES.put(image("shared", s=100), "_", "shared"),
         *(PRINCIPALS.put(each, each.tenant or "_", each.name) for each in accounts),
@@ -242,6 +247,8 @@ async def populate(store: SqliteStore) -> Usage:
         routers=1,
         policies=1,
         address_groups=1,
+        published_ports=10,
+        floating_ips=1,
         images=2,
         image_bytes=7,
         config_bytes=of_images([image("i", x=3, y=4), image("j", y=4)]).config_bytes,

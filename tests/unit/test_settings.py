@@ -55,6 +55,7 @@ def test_every_setting_can_be_set(file: Path) -> None:
         range4 = "10.99.0.0/16"
         range6 = "fd01::/64"
         resolvers = ["192.0.2.53", "2001:db8::53"]
+        floating = ["203.0.113.64/26", "2001:db8:5::/64"]
         [audit]
         path = "/a/log"
         size = "64k"
@@ -66,6 +67,7 @@ def test_every_setting_can_be_set(file: Path) -> None:
     assert not settings.ebpf_budgets and Settings().ebpf_budgets
     assert (settings.network.range4, settings.network.range6) == ("10.99.0.0/16", "fd01::/64")
     assert settings.network.resolvers == ["192.0.2.53", "2001:db8::53"]
+    assert settings.network.floating == ["203.0.113.64/26", "2001:db8:5::/64"]
     assert (settings.audit.path, settings.audit.size_bytes, settings.audit.files) == ("/a/log", 64 << 10, 0)
 
 
@@ -124,6 +126,13 @@ def test_the_environment_counts_more_than_the_file(file: Path) -> None:
         ("[network]\nresolvers = [53]", r"network.resolvers\[0\]: expected `str`, got `int`"),
         ("[network]\nresolvers = '192.0.2.1'", "network.resolvers: expected `array.*`, got `str`"),
         (f"[network]\nresolvers = {['192.0.2.1'] * 9}", "are too many"),
+        ("[network]\nfloating = ['203.0.113.7/24']", "network.floating '203.0.113.7/24' is no network"),
+        ("[network]\nfloating = ['0.0.0.0/0']", "can't hold external addresses"),
+        ("[network]\nfloating = ['127.0.0.0/24']", "can't hold external addresses"),
+        ("[network]\nfloating = ['fe80::/64']", "can't hold external addresses"),
+        ("[network]\nfloating = ['203.0.113.0/24', '203.0.113.128/25']", "overlaps another range"),
+        ("[network]\nfloating = ['100.64.7.0/24']", "overlaps another range, or the uplinks"),
+        (f"[network]\nfloating = {[f'203.0.{n}.0/24' for n in range(65)]}", "are too many"),
         ("[[oidc]]\nissuer = 'http://login.example'\nclient_id = 'x'", "oidc.issuer .* is no https URL"),
         ("[[oidc]]\nissuer = 'http://127.0.0.1:1'\nclient_id = 'x'", "oidc.issuer .* is no https URL"),
         ("[[oidc]]\nissuer = 'https://a@login.example'\nclient_id = 'x'", "oidc.issuer .* is no https URL"),

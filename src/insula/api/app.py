@@ -24,6 +24,7 @@ from insula.api.cursors import load
 from insula.api.declared import DECLARED
 from insula.api.endpoints import ServiceEndpointRoutes
 from insula.api.errors import HANDLERS
+from insula.api.floating_ips import FloatingIpRoutes
 from insula.api.guarantees import GuaranteeRoutes
 from insula.api.host import HostRoutes
 from insula.api.idempotency import IdempotencyMiddleware, begin
@@ -149,6 +150,7 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
                     OperatorPolicyRoutes,
                     PeeringRoutes,
                     ServiceEndpointRoutes,
+                    FloatingIpRoutes,
                     GuaranteeRoutes,
                     ImageRoutes,
                     InstanceRoutes,

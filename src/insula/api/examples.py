@@ -10,6 +10,7 @@ import msgspec
 from insula.api.images import BaseSpec, PullSpec, PushSpec, SaveSpec, TagSpec
 from insula.model.accounting import InstanceUsage, ReservedTotals, TenantUsage, TrafficTotals, UsedTotals
 from insula.model.declared import ApplySpec, DeclaredFile, DeclaredItem
+from insula.model.floating_ips import FloatingIp, FloatingIpPatch, FloatingIpSpec, FloatingIpView
 from insula.model.guarantees import GuaranteePatch, GuaranteeView
 from insula.model.objects import (
     Exit,
@@ -224,6 +225,15 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
         port=5432,
         number=3,
         created=_NOW,
+    ),
+    FloatingIpSpec(name="web", instance="web"),
+    FloatingIpPatch(instance="web"),
+    FloatingIpView(
+        floating_ip=FloatingIp(
+            tenant="acme", name="web", address="203.0.113.70", instance="0123456789abcdef" * 2, created=_NOW
+        ),
+        instance="web",
+        target="10.0.0.2",
     ),
     PeeringAcceptance(networks=["default"]),
     PeeringView(

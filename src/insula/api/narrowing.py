@@ -16,6 +16,7 @@ from insula.api.redaction import shown
 from insula.control.identities.authority import Authority
 from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredItem
+from insula.model.floating_ips import FloatingIpView
 from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Exit, Image, Instance, InstanceStatus
 from insula.model.own_views import HIDDEN, OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
@@ -77,6 +78,7 @@ FREE = (
     AddressGroup,
     PeeringView,
     ServiceEndpoint,
+    FloatingIpView,
     GuaranteeView,
     TraceView,
     Authorities,

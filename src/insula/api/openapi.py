@@ -38,6 +38,7 @@ TAGS = {
     "routers": "Routers between networks of a tenant",
     "policies": "Policies: which connections are allowed",
     "peerings": "Agreements of two tenants that some of their networks reach each other",
+    "floating-ips": "External addresses that lead to instances",
     "guarantees": "Floors and ceilings of bandwidth, floors of CPU and memory",
     "images": "Images of a tenant, and the shared ones",
     "instances": "Instances, their life cycle, input and output",

@@ -10,9 +10,10 @@ from litestar import Request, Response
 
 from insula.api.answers import Answer
 from insula.api.authorization import authority_of, check_labels
-from insula.control.keys import INSTANCES
+from insula.control.keys import FLOATING_IPS, INSTANCES
 from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, NotFound
+from insula.model.floating_ips import FloatingIpView
 from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Image
 from insula.model.peerings import DEFAULT_NAME, PeeringView
@@ -22,6 +23,7 @@ from insula.model.principals import BindingSpec, BindingView, PrincipalView
 from insula.model.routers import RouterView
 from insula.model.service_endpoints import ServiceEndpoint
 from insula.model.views import InstanceView, NetworkView, TenantView
+from insula.store.typed import Keyspace
 
 
 async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handler: Any, revision: int) -> Response[Any]:
@@ -35,7 +37,7 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
     content: Any
     if kind is InstanceView:
         renamed = request.query_params.get("to") if "to" in handler.parsed_fn_signature.parameters else None
-        name = renamed or named or await _created_at(plane, str(tenant), revision)
+        name = renamed or named or await _created_at(plane, INSTANCES, str(tenant), revision)
         await check_labels(authority_of(request.scope), plane, str(tenant), name)  # it may be another one by now
         content = await plane.instances.get(str(tenant), name)
     elif kind is TenantView:
@@ -46,6 +48,13 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
         content = await plane.routers.get(str(tenant), request.path_params.get("router") or named)
     elif kind is ServiceEndpoint:
         content = await plane.endpoints.get(str(tenant), named)
+    elif kind is FloatingIpView:
+        name = (
+            request.path_params.get("floating_ip")
+            or named
+            or await _created_at(plane, FLOATING_IPS, str(tenant), revision)
+        )
+        content = await plane.floating_ips.get(str(tenant), name)
     elif kind is PolicyView:
         content = await plane.policies.get(str(tenant), request.path_params.get("policy") or named)
     elif kind is AddressGroup:
@@ -69,12 +78,12 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
     return Answer(content, status_code=handler.status_code)
 
 
-async def _created_at(plane: ControlPlane, tenant: str, revision: int) -> str:
-    """The name of the instance that was created at this revision of the store: one that its user had not named."""
-    for entry in (await plane.context.store.list(INSTANCES.prefix(tenant))).entries:
+async def _created_at(plane: ControlPlane, kind: Keyspace[Any], tenant: str, revision: int) -> str:
+    """The name of the object that was created at this revision of the store: one that its user had not named."""
+    for entry in (await plane.context.store.list(kind.prefix(tenant))).entries:
         if entry.created == revision:
-            return INSTANCES.parts(entry.key)[1]
-    raise NotFound("the instance that this request made is not there any more", "send the request with a new key")
+            return kind.parts(entry.key)[1]
+    raise NotFound("what this request made is not there any more", "send the request with a new key")
 
 
 def _binding(plane: ControlPlane, spec: BindingSpec, tenant: str | None) -> BindingView:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from insula.client.attachment import Attachment
     from insula.client.declared import DeclaredResource
     from insula.client.endpoints import ServiceEndpointsResource
+    from insula.client.floating_ips import FloatingIpsResource
     from insula.client.guarantees import GuaranteesResource
     from insula.client.host import HostResource
     from insula.client.identities import IdentitiesResource
@@ -140,6 +141,13 @@ class Client:
         from insula.client.routers import RoutersResource
 
         return RoutersResource(self)
+
+    @property
+    def floating_ips(self) -> FloatingIpsResource:
+        """Floating addresses."""
+        from insula.client.floating_ips import FloatingIpsResource
+
+        return FloatingIpsResource(self)
 
     @property
     def guarantees(self) -> GuaranteesResource:

@@ -20,6 +20,7 @@ from insula.control.keys import (
     ADDRESS_GROUPS,
     ENDPOINTS,
     EVENTS,
+    FLOATING_IPS,
     IMAGES,
     INSTANCES,
     NETWORKS,
@@ -118,6 +119,10 @@ def _endpoint(event: Event) -> EventDict:
     return _named(ENDPOINTS, "endpoint", event)
 
 
+def _floating_ip(event: Event) -> EventDict:
+    return _named(FLOATING_IPS, "floating-ip", event)
+
+
 def _image(event: Event) -> EventDict:
     return _named(IMAGES, "image", event)
 
@@ -180,6 +185,7 @@ _RENDERERS = {
     ADDRESS_GROUPS.root: _address_group,
     PEERINGS.root: _peering,
     ENDPOINTS.root: _endpoint,
+    FLOATING_IPS.root: _floating_ip,
     IMAGES.root: _image,
     INSTANCES.root: _instance,
     STATUS.root: _status,

@@ -9,6 +9,7 @@
 /operator-policies/POLICY           OperatorPolicy
 /peerings/TENANT/OTHER/NAME         Peering, once below each of its two tenants
 /endpoints/TENANT/ENDPOINT          ServiceEndpoint
+/floating-ips/TENANT/NAME           FloatingIp
 /guarantees/TENANT/ID               Guarantee of the instance with that ID; ID is "_" for the tenant as a whole
 /floors/_                           FloorGuard
 /images/OWNER/NAME                  Image; OWNER is "_" for shared ones
@@ -35,6 +36,7 @@ from insula.model import upgrades
 from insula.model.accounting import Account, Checkpoint, History, Ledger, TenantUsage, TrafficMeters, UsageMeter
 from insula.model.declared import ApplySet, SetMember
 from insula.model.external import ExternalClaim
+from insula.model.floating_ips import FloatingIp
 from insula.model.guarantees import FloorGuard, Guarantee
 from insula.model.objects import IdempotencyRecord, Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.peerings import Peering
@@ -54,6 +56,7 @@ ADDRESS_GROUPS = Keyspace("/address-groups", AddressGroup, 2)
 OPERATOR_POLICIES = Keyspace("/operator-policies", OperatorPolicy, 1)
 PEERINGS = Keyspace("/peerings", Peering, 3)
 ENDPOINTS = Keyspace("/endpoints", ServiceEndpoint, 2)
+FLOATING_IPS = Keyspace("/floating-ips", FloatingIp, 2)
 GUARANTEES = Keyspace("/guarantees", Guarantee, 2)
 FLOOR_GUARDS = Keyspace("/floors", FloorGuard, 1)
 IMAGES = Keyspace("/images", Image, 2)

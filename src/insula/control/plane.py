@@ -40,6 +40,7 @@ from insula.control.networks.controller import NetworkController
 from insula.control.networks.endpoints import ServiceEndpoints
 from insula.control.networks.enforcement import Enforcement
 from insula.control.networks.fabrics import open_fabric
+from insula.control.networks.floating_ips import FloatingIps
 from insula.control.networks.guarantees import Guarantees
 from insula.control.networks.intents import Intents
 from insula.control.networks.operator_policies import OperatorPolicies
@@ -65,7 +66,8 @@ _REMOVALS = 8  # instances that are removed at a time
 
 
 class ControlPlane:
-    """The verbs are `tenants`, `identities`, `networks`, `routers`, `peerings`, `endpoints`, `guarantees`, `images`,
+    """The verbs are `tenants`, `identities`, `networks`, `routers`, `peerings`, `endpoints`, `floating_ips`,
+    `guarantees`, `images`,
     `instances`, `declared`, `stats`, `accounting`, `host`, `tracer` and `events`; see their classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
@@ -86,6 +88,7 @@ class ControlPlane:
         self.routers = Routers(context, self.tenants, self.network_controller)
         self.peerings = Peerings(context, self.tenants, self.network_controller)
         self.endpoints = ServiceEndpoints(context, self.tenants, self.network_controller)
+        self.floating_ips = FloatingIps(context, self.tenants, self.network_controller)
         self.guarantees = Guarantees(context, self.tenants, self.network_controller)
         enforcement = Enforcement(context, self.network_controller, intents)
         self.policies = Policies(context, self.tenants, enforcement)
@@ -100,6 +103,7 @@ class ControlPlane:
             self.identities,
             self.networks,
             self.routers,
+            self.floating_ips,
             self.guarantees,
             self.policies,
             self.address_groups,
@@ -220,6 +224,8 @@ class ControlPlane:
         )
         for peering in await self.peerings.list(name):
             await gone(self.peerings.end(name, peering.peer, peering.name))
+        for floating in await self.floating_ips.list(name):
+            await gone(self.floating_ips.release(name, floating.floating_ip.name))
         for router in await self.routers.list(name):
             await gone(self.routers.remove(name, router.router.name))
         for network in await self.networks.list(name):

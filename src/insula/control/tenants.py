@@ -33,6 +33,7 @@ from insula.control.keys import (
     ADDRESS_GROUPS,
     BINDINGS,
     CERTIFICATES,
+    FLOATING_IPS,
     GUARANTEES,
     IMAGES,
     INSTANCES,
@@ -192,8 +193,8 @@ class Tenants:
         return made.value
 
     async def remove(self, name: str) -> None:
-        """Remove a tenant. Conflict while it has instances, routers, networks or own images; Denied for the default
-        one."""
+        """Remove a tenant. Conflict while it has instances, floating addresses, routers, networks or own images; Denied
+        for the default one."""
         found = await self.check_removable(name)
         tenant, store, ended = found.value, self.context.store, list[Peering]()
 
@@ -228,7 +229,13 @@ class Tenants:
 
     async def _refuse_if_used(self, name: str) -> None:
         store = self.context.store
-        kinds = (("instances", INSTANCES), ("routers", ROUTERS), ("networks", NETWORKS), ("images", IMAGES))
+        kinds = (
+            ("instances", INSTANCES),
+            ("floating addresses", FLOATING_IPS),
+            ("routers", ROUTERS),
+            ("networks", NETWORKS),
+            ("images", IMAGES),
+        )
         for what, keyspace in kinds:
             if entries := (await store.list(keyspace.prefix(name))).entries:
                 names = ", ".join(keyspace.parts(entry.key)[1] for entry in entries[:3])

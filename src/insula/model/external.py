@@ -8,9 +8,10 @@ from insula.model.objects import Struct
 
 
 class ExternalClaim(Struct, kw_only=True):
-    """The user of a range of ports of an external address: an instance that publishes them. `id` is the instance's."""
+    """The user of a range of ports of an external address: an instance that publishes them, or a floating address that
+    is attached to one, which has all its ports. `id` is the instance's."""
 
     tenant: str
-    kind: Literal["instance"]
+    kind: Literal["instance", "floating-ip"]
     name: str
     id: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 import msgspec
@@ -13,18 +13,22 @@ from insula.model.rules import MAX_BANDWIDTH
 from insula.model.units import parse_rate, shorten
 
 _MAX_RESOLVERS = 8
+_MAX_RANGES = 64
+_POOL = "as in 203.0.113.64/26"
 _LEAST_LINK = 1_000_000  # bits a second
 _UPLINK_BITS = 1  # each tenant has two addresses of each range
 
 
 class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[network]`: ranges of the uplinks' addresses, and the upstream name servers. None: the host's. `link` is the
-    bandwidth of this host in each direction, as in "10gbit"; "auto" has it measured."""
+    bandwidth of this host in each direction, as in "10gbit"; "auto" has it measured. `floating` are the ranges of the
+    pool of external addresses, which are routed to this host, or are in one of its own networks."""
 
     range4: str = "100.64.0.0/10"
     range6: str = "fd69:6e73:756c:6100::/64"
     resolvers: list[str] | None = None
     link: str = "auto"
+    floating: list[str] = []
 
     @property
     def link_bits(self) -> int | None:
@@ -40,6 +44,7 @@ def check_network(network: NetworkSettings, wrong: Callable[..., Invalid]) -> No
     for text in network.resolvers or ():
         _check_resolver(text, wrong)
     _check_link(network, wrong)
+    _check_floating(network, wrong)
 
 
 def _check_link(network: NetworkSettings, wrong: Any) -> None:
@@ -49,6 +54,23 @@ def _check_link(network: NetworkSettings, wrong: Any) -> None:
         raise wrong("network.link", network.link, "is no rate", error.hint or "as in 10gbit") from None
     if bits is not None and not _LEAST_LINK <= bits <= MAX_BANDWIDTH:
         raise wrong("network.link", network.link, "is out of bounds", "1mbit to 400gbit")
+
+
+def _check_floating(network: NetworkSettings, wrong: Any) -> None:
+    if len(network.floating) > _MAX_RANGES:
+        raise wrong("network.floating", network.floating, "are too many", f"name at most {_MAX_RANGES}")
+    uplinks = [ip_network(network.range4), ip_network(network.range6)]
+    found: list[IPv4Network | IPv6Network] = []
+    for text in network.floating:
+        try:
+            one = ip_network(text)
+        except ValueError as error:
+            raise wrong("network.floating", text, f"is no network: {shorten(str(error), 100)}", _POOL) from None
+        if one.prefixlen < 8 or one.is_multicast or one.is_loopback or one.is_link_local or one.is_unspecified:
+            raise wrong("network.floating", text, "can't hold external addresses", _POOL)
+        if any(one.version == each.version and one.overlaps(each) for each in (*uplinks, *found)):
+            raise wrong("network.floating", text, "overlaps another range, or the uplinks", _POOL)
+        found.append(one)
 
 
 def _check_range(key: str, text: str, kind: type[IPv4Network] | type[IPv6Network], wrong: Any) -> None:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
         routers: int | None = None
         policies: int | None = None
         address_groups: int | None = None
+        published_ports: int | None = None
+        floating_ips: int | None = None
         images: int | None = None
         image_bytes: int | None = None
         config_bytes: int | None = None

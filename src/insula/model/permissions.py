@@ -66,6 +66,10 @@ TABLE = (
     _permission("policy.read", "tenant", _ALL, "see policies and address groups"),
     _permission("policy.write", "tenant", "operator admin member", "create, change and remove policies"),
     _permission("network.write", "tenant", "operator admin member", "create, change and remove networks and routers"),
+    _permission("floating-ip.read", "tenant", _ALL, "see floating addresses"),
+    _permission(
+        "floating-ip.write", "tenant", "operator admin member", "allocate, attach and release floating addresses"
+    ),
     _permission("guarantee.read", "tenant", _ALL, "see floors and ceilings"),
     _permission("guarantee.write", "tenant", "operator admin member", "set floors and ceilings of instances"),
     _permission("image.read", "tenant", _ALL, "see images"),

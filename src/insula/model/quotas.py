@@ -106,6 +106,8 @@ TABLE = (
     Quota("routers", "store", "", 100, "routers", "routers"),
     Quota("policies", "store", "", 1000, "policies", "policies"),
     Quota("address_groups", "store", "", 100, "address groups", "address groups"),
+    Quota("published_ports", "store", "", 50_000, "published ports", "ports of the host that lead to its instances"),
+    Quota("floating_ips", "store", "", 10, "floating addresses", "floating addresses"),
     Quota("images", "store", "", 1000, "images", "names of images of its own"),
     Quota("image_bytes", "store", "bytes", 500 * GIB, "images", "content of its images, shared parts once"),
     Quota("config_bytes", "store", "bytes", 32 << 20, "configurations", "records of its images, for each name"),

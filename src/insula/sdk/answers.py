@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredItem
+from insula.model.floating_ips import FloatingIpView
 from insula.model.guarantees import GuaranteeView
 from insula.model.objects import Exit, Image
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
@@ -62,6 +63,8 @@ PEERING = of(PeeringView)
 PEERINGS = many(PEERING)
 ENDPOINT = of(ServiceEndpoint)
 ENDPOINTS = many(ENDPOINT)
+FLOATING_IP = of(FloatingIpView)
+FLOATING_IPS = many(FLOATING_IP)
 GUARANTEE = of(GuaranteeView)
 GUARANTEES = many(GUARANTEE)
 IMAGE = of(Image)

@@ -40,6 +40,8 @@ class LimitOptions(TypedDict, total=False):
     routers: int | None
     policies: int | None
     address_groups: int | None
+    published_ports: int | None
+    floating_ips: int | None
     images: int | None
     image_bytes: int | None
     config_bytes: int | None

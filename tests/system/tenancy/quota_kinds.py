@@ -36,11 +36,11 @@ def an_instance(**spec: Any) -> Callable[[Client, str, int], object]:
     return make
 
 
-def on_a_network(client: Client, tenant: str, number: int) -> object:
+def on_a_network(client: Client, tenant: str, number: int, **spec: Any) -> object:
     """An instance with one port."""
     with suppress(Conflict):  # it is there
         client.networks.create(tenant, "default", "10.0.0.0/24")
-    return client.instances.run(tenant, "busybox", ["true"], start=False, name=f"i{number}")
+    return client.instances.run(tenant, "busybox", ["true"], start=False, name=f"i{number}", **spec)
 
 
 def of_instances(each: Callable[[dict[str, Any]], int | float]) -> Callable[[Client, str], int | float]:
@@ -138,6 +138,16 @@ KINDS = {
         MOST,
         lambda client, tenant, n: client.address_groups.create(tenant, f"g{n}", ["10.0.0.0/8"]),
         lambda client, tenant: len(client.address_groups.list(tenant)),
+    ),
+    "published_ports": StoredKind(
+        MOST,
+        lambda client, tenant, n: on_a_network(client, tenant, n, published=[{"port": 20_000 + n, "target": 80}]),
+        of_instances(lambda spec: sum(each["count"] for each in spec["published"])),
+    ),
+    "floating_ips": StoredKind(
+        MOST,
+        lambda client, tenant, n: client.floating_ips.allocate(tenant),
+        lambda client, tenant: len(client.floating_ips.list(tenant)),
     ),
     "images": StoredKind(
         MOST,

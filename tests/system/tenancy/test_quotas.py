@@ -46,7 +46,8 @@ def host(run_: Run) -> Iterator[Daemon]:
     for path in (daemon.path.parent, daemon.path):
         path.chmod(0o711)
     try:
-        daemon.configure("[quotas]\nnetworks = 7\nuser_tokens = 6\nuser_requests = 400")
+        limits = "[quotas]\nnetworks = 7\nuser_tokens = 6\nuser_requests = 400\n"
+        daemon.configure(f'{limits}[network]\nfloating = ["198.18.0.64/27"]')
         daemon.start()
         yield daemon
     finally:
@@ -176,6 +177,8 @@ def test_removals_give_everything_back(host: Daemon, operator: Client, houses: d
             operator.images.remove(tenant, image["name"])
         for view in operator.policies.list(tenant):
             operator.policies.remove(tenant, view["policy"]["name"])
+        for floating in operator.floating_ips.list(tenant):
+            operator.floating_ips.release(tenant, floating["floating_ip"]["name"])
         for group in operator.address_groups.list(tenant):
             operator.address_groups.remove(tenant, group["name"])
         for view in operator.routers.list(tenant):

@@ -180,6 +180,8 @@ def _values(kind: tuple[str, ...] | str, given: _Words) -> list[str]:
             found = [group["name"] for group in client.address_groups.list(tenant)]
         elif kind == "router":
             found = [view["router"]["name"] for view in client.routers.list(tenant)]
+        elif kind == "floating-ip":
+            found = [view["floating_ip"]["name"] for view in client.floating_ips.list(tenant)]
         elif kind == "image":
             found = [image["name"].removesuffix(":latest") for image in client.images.list(tenant)]
         else:

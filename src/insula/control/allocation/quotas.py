@@ -25,7 +25,7 @@ from insula.model.units import format_size, shorten
 from insula.model.views import LimitsPatch, Usage
 
 S = TypeVar("S", bound=Struct)
-OF_INSTANCES = ("instances", "cpus", "memory", "disk", "inodes", "ports", "spec_bytes", "log_bytes")
+OF_INSTANCES = ("instances", "cpus", "memory", "disk", "inodes", "ports", "published_ports", "spec_bytes", "log_bytes")
 """The quotas of what instances count."""
 _NO_CONFIG = ImageConfig()
 _encode = msgspec.json.Encoder().encode
@@ -43,6 +43,7 @@ def of_instance(spec: InstanceSpec, config: ImageConfig = _NO_CONFIG) -> Usage:
         disk=resources.disk or 0,
         inodes=resources.inodes or 0,
         ports=len(spec.networks),
+        published_ports=sum(each.count for each in spec.published),
         spec_bytes=len(_encode(spec)) - len(spec.name) + len(_encode(config)),
         log_bytes=spec.log_size * spec.log_files,
     )

@@ -18,6 +18,7 @@ from insula.control.allocation.transaction import retried, turn
 from insula.control.keys import (
     ADDRESS_GROUPS,
     CERTIFICATES,
+    FLOATING_IPS,
     IMAGES,
     INSTANCES,
     NETWORKS,
@@ -46,6 +47,7 @@ async def recount(store: Store, tenant: str, before: Usage | None = None) -> Usa
         _of_routers,
         _of_policies,
         _of_address_groups,
+        _of_floating_ips,
         _of_images,
         _of_principals,
     ):
@@ -77,6 +79,10 @@ async def _of_policies(store: Store, tenant: str) -> Usage:
 
 async def _of_address_groups(store: Store, tenant: str) -> Usage:
     return Usage(address_groups=len(await ADDRESS_GROUPS.list(store, tenant)))
+
+
+async def _of_floating_ips(store: Store, tenant: str) -> Usage:
+    return Usage(floating_ips=len(await FLOATING_IPS.list(store, tenant)))
 
 
 async def _of_images(store: Store, tenant: str) -> Usage:
@@ -154,6 +160,7 @@ _COUNTS = {
     _of_routers: ("routers",),
     _of_policies: ("policies",),
     _of_address_groups: ("address_groups",),
+    _of_floating_ips: ("floating_ips",),
     _of_images: ("images", "image_bytes", "config_bytes"),
     _of_principals: ("service_accounts", "tokens"),
 }

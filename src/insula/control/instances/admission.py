@@ -23,8 +23,20 @@ from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.images import Images
 from insula.control.instances.specs import check, check_networks, make_name
-from insula.control.keys import ACCOUNTS, EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS, USAGE
-from insula.control.networks.external import ClaimPlan, External, owner_of, released
+from insula.control.keys import (
+    ACCOUNTS,
+    EVENTS,
+    FLOATING_IPS,
+    IMAGES,
+    INSTANCES,
+    NETWORKS,
+    SHARED,
+    STATUS,
+    TENANTS,
+    USAGE,
+)
+from insula.control.networks.external import ClaimPlan, External, claims_of, owner_of, released
+from insula.control.networks.floating_ips import detached
 from insula.control.networks.ports import Ports, port_reservations
 from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
@@ -101,7 +113,9 @@ class Admission:
         owner_before = (
             owner_of(before.value) if before else ExternalClaim(tenant=tenant, kind="instance", name=name, id="")
         )
-        await self.external.plan(owner_before, spec.published, before.value.spec.published if before else ())
+        await self.external.plan(
+            owner_before, claims_of(spec.published), claims_of(before.value.spec.published) if before else ()
+        )
         draft = self._draft(tenant, spec, image.value, before.value.id if before else "0" * 32, start=False)
         await self.context.driver_for(spec).validate(owner.value, draft)
 
@@ -174,7 +188,7 @@ class Admission:
                 await ledger_with(store, tenant, rest),
                 *([ACCOUNTS.put(account, tenant, draft.id)] if account else []),
             ]
-            claims = await self.external.plan(owner_of(instance), spec.published)
+            claims = await self.external.plan(owner_of(instance), claims_of(spec.published))
             reservations = [each for port in ports for each in port_reservations(port)]
             reservations += [project.reservation] if project else []
             return Proposal(instance, reservations, [*compares, *claims.compares], [*writes, *claims.writes])
@@ -255,8 +269,8 @@ async def respecify(
 
 
 async def delete_instance(context: Context, instance: Instance, accounts: Accounts) -> None:
-    """Delete the instance from the store, with its status, its reservations and its part of the usage. What it has used
-    is moved to the tenant's ledger.
+    """Delete the instance from the store, with its status, its reservations and its part of the usage, and detach its
+    floating addresses. What it has used is moved to the tenant's ledger.
 
     This is not durable. If a power failure undoes it, the instance is removed again: its removal is desired, which is
     durable, or its start is over, as the record in its directory says. So the directory may be removed only after
@@ -267,6 +281,7 @@ async def delete_instance(context: Context, instance: Instance, accounts: Accoun
 
     async def attempt(guard: Found[Usage]) -> None:
         usage = subtract(guard.value, of_instance(instance.spec, instance.config))
+        floating = FLOATING_IPS.sort_out((await context.store.list(FLOATING_IPS.prefix(tenant))).entries)[0]
         await context.store.transact(
             [Compare(USAGE.key(tenant), guard.revision)],
             [
@@ -278,6 +293,7 @@ async def delete_instance(context: Context, instance: Instance, accounts: Accoun
                 await ledger_with(context.store, tenant, usage, used),
                 *(reservation.delete() for reservation in own),
                 *released(instance),
+                *detached([each.value for each in floating], instance.id),
             ],
             durable=False,
         )

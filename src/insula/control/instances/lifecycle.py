@@ -422,8 +422,8 @@ class Lifecycle:
         self.context.problems.solved(records_of(managed))
         self.managed.remove(managed)
         managed.vanished.set()
-        if managed.instance.spec.published:
-            self.ports.networks.nudge(managed.tenant.name)
+        if managed.instance.ports:
+            self.ports.networks.nudge_outside(managed.tenant.name)
         for attachment in managed.waiting:
             attachment.fail(NotFound(f"instance {managed.instance.name} was removed"))
         instance = managed.instance

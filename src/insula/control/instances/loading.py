@@ -22,7 +22,18 @@ from insula.control.instances.controller import InstanceController
 from insula.control.instances.damaged import id_of
 from insula.control.instances.drivers.base import Driver
 from insula.control.instances.managed import ManagedInstance
-from insula.control.keys import ENDPOINTS, GUARANTEES, INSTANCES, NETWORKS, PEERINGS, ROUTERS, STATUS, TENANTS, USAGE
+from insula.control.keys import (
+    ENDPOINTS,
+    FLOATING_IPS,
+    GUARANTEES,
+    INSTANCES,
+    NETWORKS,
+    PEERINGS,
+    ROUTERS,
+    STATUS,
+    TENANTS,
+    USAGE,
+)
 from insula.control.tasks import within_limit
 from insula.model.objects import InstanceStatus, Tenant
 from insula.store.protocol import Snapshot, Store, TransactionConflict
@@ -52,10 +63,32 @@ async def load(context: Context, controller: InstanceController) -> Loaded:
     """Add every instance of this host to the controller."""
     store = context.store
     projects = await reserved_projects(context)  # before the instances, of which each was stored with its ID
-    entries, statuses, networks, routers, peerings, endpoints, guarantees, usages, tenants = await asyncio.gather(
+    (
+        entries,
+        statuses,
+        networks,
+        routers,
+        peerings,
+        endpoints,
+        guarantees,
+        floating,
+        usages,
+        tenants,
+    ) = await asyncio.gather(
         *(
             store.list(kind.prefix_all())
-            for kind in (INSTANCES, STATUS, NETWORKS, ROUTERS, PEERINGS, ENDPOINTS, GUARANTEES, USAGE, TENANTS)
+            for kind in (
+                INSTANCES,
+                STATUS,
+                NETWORKS,
+                ROUTERS,
+                PEERINGS,
+                ENDPOINTS,
+                GUARANTEES,
+                FLOATING_IPS,
+                USAGE,
+                TENANTS,
+            )
         )
     )
     owners = {found.value.name: found.value for found in _whole(context, TENANTS, tenants)}
@@ -64,6 +97,7 @@ async def load(context: Context, controller: InstanceController) -> Loaded:
     _whole(context, PEERINGS, peerings)
     _whole(context, ENDPOINTS, endpoints)
     _whole(context, GUARANTEES, guarantees)
+    _whole(context, FLOATING_IPS, floating)
     _whole(context, USAGE, usages, needed=False)
     known, old = {}, list[ManagedInstance]()
     for entry in statuses.entries:

@@ -7,7 +7,7 @@ import msgspec
 from insula.control.instances.admission import Admission, respecify
 from insula.control.instances.checks import Known, as_it_is
 from insula.control.instances.specs import check_published
-from insula.control.networks.external import GUARD, owner_of
+from insula.control.networks.external import GUARD, claims_of, owner_of
 from insula.model import publishing
 from insula.model.errors import NotFound
 from insula.model.objects import Instance, PublishedPort
@@ -31,7 +31,7 @@ async def respecify_published(admission: Admission, known: Known, patch: Publish
         return None
     spec = msgspec.structs.replace(before.spec, published=wanted)
     while True:
-        claims = await admission.external.plan(owner_of(before), wanted, before.spec.published)
+        claims = await admission.external.plan(owner_of(before), claims_of(wanted), claims_of(before.spec.published))
         try:
             return await respecify(admission.context, before, known.revision, spec, claims=claims)
         except TransactionConflict as conflict:

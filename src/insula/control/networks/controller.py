@@ -15,7 +15,17 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from insula.control.context import Context, going_down
-from insula.control.keys import ADDRESS_GROUPS, ENDPOINTS, GUARANTEES, NETWORKS, PEERINGS, POLICIES, ROUTERS, TENANTS
+from insula.control.keys import (
+    ADDRESS_GROUPS,
+    ENDPOINTS,
+    FLOATING_IPS,
+    GUARANTEES,
+    NETWORKS,
+    PEERINGS,
+    POLICIES,
+    ROUTERS,
+    TENANTS,
+)
 from insula.control.networks.intents import Intents
 from insula.control.tasks import Tasks
 from insula.model.errors import InsulaError, NotFound
@@ -61,7 +71,7 @@ class NetworkController:
 
     async def begin(self, revision: int) -> None:
         """Reconcile all tenants, and from now on each one that changes in the store after `revision`."""
-        kinds = (TENANTS, NETWORKS, ROUTERS, POLICIES, ADDRESS_GROUPS, PEERINGS, ENDPOINTS, GUARANTEES)
+        kinds = (TENANTS, NETWORKS, ROUTERS, POLICIES, ADDRESS_GROUPS, PEERINGS, ENDPOINTS, GUARANTEES, FLOATING_IPS)
         for prefix in [kind.prefix_all() for kind in kinds]:
             self._watching.append(self._tasks.spawn(self._watch(prefix, revision)))
         await self.resync()
@@ -91,6 +101,11 @@ class NetworkController:
         managed.wake = True
         if not managed.busy:
             managed.worker = self._tasks.spawn(self._work(name, managed))
+
+    def nudge_outside(self, name: str) -> None:
+        """Have packets from outside lead to an instance no more that is gone, if they may have led to it."""
+        if name in self.intents.outside:
+            self.nudge(name)
 
     def started(self, name: str) -> None:
         """An instance of this tenant has started: its control group gets what it is promised, if any of them is."""

@@ -9,6 +9,7 @@ from insula.control.context import Context
 from insula.control.keys import (
     ADDRESS_GROUPS,
     ENDPOINTS,
+    FLOATING_IPS,
     GUARANTEES,
     NETWORKS,
     OPERATOR_POLICIES,
@@ -17,6 +18,7 @@ from insula.control.keys import (
     ROUTERS,
     TENANTS,
 )
+from insula.control.networks.floating_views import view_of
 from insula.control.networks.shaping import floors_of, has_floors, shaping_of
 from insula.model.errors import NotFound
 from insula.model.guarantees import Floors, Guarantee
@@ -26,6 +28,7 @@ from insula.model.policies import Policy, Selector
 from insula.model.service_endpoints import ServiceEndpoint
 from insula.network.intent import (
     ConsumedService,
+    FloatingIntent,
     Forward,
     OutsideIntent,
     PeeringIntent,
@@ -41,13 +44,15 @@ from insula.store.protocol import Entry
 class Intents:
     """Builder of intents. `instances` returns a tenant's instances on this host, each with whether it runs; the name of
     a running instance resolves. `seen` maps tenants to the revision of the store that their last intent was built from.
-    `floors` are the CPUs and the memory that they were promised then.
+    `floors` are the CPUs and the memory that they were promised then. `outside` are the tenants that offered something
+    to the outside.
     """
 
     def __init__(self, context: Context, instances: Callable[[str], Iterable[tuple[Instance, bool]]]) -> None:
         self.context = context
         self.seen: dict[str, int] = {}
         self.floors: dict[str, Floors] = {}
+        self.outside: set[str] = set()
         self._instances = instances
         self._link: int | None = None  # the bandwidth of this host; measured again while it isn't known
 
@@ -60,6 +65,7 @@ class Intents:
         if (found := await TENANTS.get(store, name)) is None:
             self.seen.pop(name, None)
             self.floors.pop(name, None)
+            self.outside.discard(name)
             return None
         listed = GUARANTEES.sort_out((await store.list(GUARANTEES.prefix_all())).entries)[0]
         guarantees, link = [each.value for each in listed], await self.link()
@@ -68,6 +74,8 @@ class Intents:
         instances = list(self._instances(name))
         here = [instance for instance, _ in instances]
         self.floors[name] = floors_of(found.value, guarantees, here)
+        outside = await self._outside(name, here)
+        (self.outside.add if outside != OutsideIntent() else self.outside.discard)(name)
         return TenantIntent(
             tenant=found.value,
             networks=[each.value for each in NETWORKS.sort_out(snapshot.entries)[0]],
@@ -76,9 +84,17 @@ class Intents:
             names={i.name: [a for port in i.plugged for a in addresses(port)] for i, runs in instances if runs},
             policy=await self._policy(found.value),
             peerings=await self._peerings(name),
-            outside=OutsideIntent(forwards=[each for i in here for each in _forwards(i)]),
+            outside=outside,
             shaping=shaping_of(found.value, guarantees, here, link),
             complete=not self.context.unreadable,
+        )
+
+    async def _outside(self, name: str, here: Sequence[Instance]) -> OutsideIntent:
+        """What the tenant offers to the outside, by its instances on this host."""
+        floating = [view_of(each, here) for each in await FLOATING_IPS.readable(self.context.store, name)]
+        return OutsideIntent(
+            forwards=[each for instance in here for each in _forwards(instance)],
+            floating=[FloatingIntent(address=each.floating_ip.address, target=each.target) for each in floating],
         )
 
     async def policy(self, name: str) -> tuple[Tenant, PolicyIntent]:

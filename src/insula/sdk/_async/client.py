@@ -8,6 +8,7 @@ from insula.client import remotes, sessions
 from insula.sdk._async.calls import AsyncCaller
 from insula.sdk._async.declared import AsyncDeclaredOperations
 from insula.sdk._async.endpoints import AsyncServiceEndpointOperations
+from insula.sdk._async.floating_ips import AsyncFloatingIpOperations
 from insula.sdk._async.guarantees import AsyncGuaranteeOperations
 from insula.sdk._async.host import AsyncAuditOperations, AsyncHostOperations
 from insula.sdk._async.http import AsyncHTTPSTransport, AsyncUnixTransport
@@ -49,6 +50,7 @@ class AsyncInsula:
         self.routers = AsyncRouterOperations(caller)
         self.peerings = AsyncPeeringOperations(caller)
         self.endpoints = AsyncServiceEndpointOperations(caller)
+        self.floating_ips = AsyncFloatingIpOperations(caller)
         self.images = AsyncImageOperations(caller)
         self.instances = AsyncInstanceOperations(caller)
         self.identities = AsyncIdentityOperations(caller)

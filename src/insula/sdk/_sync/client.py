@@ -8,6 +8,7 @@ from insula.client import remotes, sessions
 from insula.sdk._sync.calls import Caller
 from insula.sdk._sync.declared import DeclaredOperations
 from insula.sdk._sync.endpoints import ServiceEndpointOperations
+from insula.sdk._sync.floating_ips import FloatingIpOperations
 from insula.sdk._sync.guarantees import GuaranteeOperations
 from insula.sdk._sync.host import AuditOperations, HostOperations
 from insula.sdk._sync.http import HTTPSTransport, UnixTransport
@@ -47,6 +48,7 @@ class Insula:
         self.routers = RouterOperations(caller)
         self.peerings = PeeringOperations(caller)
         self.endpoints = ServiceEndpointOperations(caller)
+        self.floating_ips = FloatingIpOperations(caller)
         self.images = ImageOperations(caller)
         self.instances = InstanceOperations(caller)
         self.identities = IdentityOperations(caller)

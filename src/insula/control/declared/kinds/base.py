@@ -19,6 +19,7 @@ from insula.control.identities.verbs import Identities
 from insula.control.instances.specs import check_labels
 from insula.control.instances.verbs import Instances
 from insula.control.networks.address_groups import AddressGroups
+from insula.control.networks.floating_ips import FloatingIps
 from insula.control.networks.guarantees import Guarantees
 from insula.control.networks.policies import Policies
 from insula.control.networks.routers import Routers
@@ -67,6 +68,7 @@ class Verbs:
     identities: Identities
     networks: Networks
     routers: Routers
+    floating_ips: FloatingIps
     guarantees: Guarantees
     policies: Policies
     address_groups: AddressGroups

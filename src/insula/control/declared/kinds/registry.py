@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from insula.control.declared.kinds.base import DeclaredKind
+from insula.control.declared.kinds.floating_ip import FloatingIpKind
 from insula.control.declared.kinds.guarantee import GuaranteeKind
 from insula.control.declared.kinds.identities import BindingKind, ServiceAccountKind, UserKind
 from insula.control.declared.kinds.instance import InstanceKind
@@ -30,6 +31,7 @@ KINDS: Mapping[str, DeclaredKind] = {
         AddressGroupKind(),
         PolicyKind(),
         InstanceKind(),
+        FloatingIpKind(),
         GuaranteeKind(),
     )
 }
