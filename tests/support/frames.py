@@ -95,3 +95,22 @@ def router_advertisement(source: str, target: str, mark: bytes, *, hop_by_hop: b
 def _option(mark: bytes) -> bytes:
     """An unknown option with 6 bytes."""
     return struct.pack("!BB", 253, 1) + mark[:6].ljust(6, b"\0")
+
+
+def syn(source: str, target: str, sport: int, dport: int) -> bytes:
+    """An IPv4 or IPv6 packet with a TCP segment that opens a connection (RFC 9293)."""
+    segment = struct.pack("!HHIIBBHHH", sport, dport, 1, 0, 5 << 4, 2, 64240, 0, 0)
+    sender, receiver = ip_address(source).packed, ip_address(target).packed
+    total = checksum(sender + receiver + struct.pack("!II", len(segment), 6) + segment)
+    segment = segment[:16] + struct.pack("!H", total) + segment[18:]
+    if len(sender) == 16:
+        return ipv6(source, target, 6, segment)
+    return ipv4(source, target, 6, segment)
+
+
+def ipv4(source: str, target: str, protocol: int, payload: bytes, *, offset: int = 0, more: bool = False) -> bytes:
+    """An IPv4 packet, or a fragment of one; `offset` in units of eight bytes."""
+    flags = more << 13 | offset
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 7, flags, 64, protocol, 0)
+    head += ip_address(source).packed + ip_address(target).packed
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload

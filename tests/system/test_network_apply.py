@@ -25,6 +25,7 @@ from tests.support.lab import Instance, Lab, isolated, two_tenants
 from tests.support.wait import until
 
 Seen = dict[str, object]
+OF_PACKETS = ("connections", "fragments", "leaving", "queries", "storms")  # sets whose elements packets add
 
 
 def seen(cloud: Lab, tenant: str) -> Seen:
@@ -47,7 +48,9 @@ def seen(cloud: Lab, tenant: str) -> Seen:
             place = line.strip() if line.strip().startswith("table") else place
             found[f"rule {number} in {place}"] = line
         for table, name, elements in _sets(listed):
-            for element in () if name.startswith(("connections", "queries", "storms")) else elements:
+            for element in (
+                () if name.startswith(("connections", "fragments", "leaving", "queries", "storms")) else elements
+            ):
                 found[f"element {element} in {table} {name}"] = element
         return found
 

@@ -34,7 +34,7 @@ def test_a_packet_socket_receives_own_packets_only(
     cells: CellFactory, cell: Cell, neighbour: Cell, host_netns: int
 ) -> None:
     """AF_PACKET takes `--socket-family packet`, and then CAP_NET_RAW (CVE-2020-14386 was in it): all frames of all
-    interfaces, but those of the own namespace; the bridge sends no neighbour's here (test_network_spoofing has the
+    interfaces, but those of the own namespace; the bridge sends no neighbour's here (hostile/test_forgeries has the
     forgeries)."""
     assert set(cell.gets(sockets.devices)) == {"lo", "eth0"}
     assert cell.try_(sockets.sniff, 0.1, "/tmp/sniffing").errno == "EPERM"

@@ -41,7 +41,7 @@ from insula.model.errors import Failed, Unavailable
 from insula.model.objects import Tenant
 from insula.model.peerings import DOMAIN as PEER
 from insula.model.units import check_label
-from insula.network.linux import confine, naming
+from insula.network.linux import confine, naming, rules
 
 FIRST_USER = 0x70000000  # user IDs of resolvers, above all tenants' ranges (control.tenants)
 log = logging.getLogger("insula.network")
@@ -49,6 +49,7 @@ GROUP = "resolver"  # the subgroup of a tenant's control group
 _BUCKETS = 1024
 _STARTED = b": started, version "
 _TIMEOUT = 20.0  # seconds for a start on a busy host
+_WAITING = 10 * rules.DNS_QUERIES  # queries: one that no server answers waits for 10 s
 PORT = 53
 DOMAIN = "internal"  # reserved by ICANN in 2024 for private use
 _RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")  # the second is of systemd-resolved
@@ -270,6 +271,7 @@ class Resolver:
             "--no-resolv",
             "--no-poll",
             "--no-ident",
+            f"--dns-forward-max={_WAITING}",
             "--domain-needed",
             "--bogus-priv",
             f"--local=/{DOMAIN}/",

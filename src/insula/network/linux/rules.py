@@ -39,9 +39,10 @@ from insula.network.linux.policy import chains as policy
 from insula.network.packets import DSCP
 
 CONNECTIONS: Final = 16384  # of a tenant to the outside: all tenants share the host's table of connections
-CONNECTIONS_EACH: Final = 8192  # of an address of an instance to anywhere: the tenant has one table of connections
+CONNECTIONS_EACH: Final = 8192  # of an address of an instance to anywhere, and of all its addresses to the outside
 GROUP_FRAMES: Final = 100  # a second from a port to broadcast and multicast addresses: each goes to all ports
 GROUP_BURST: Final = 2000  # of these at once: an instance may look for all others of its network
+FRAGMENTS: Final = 2000  # a second from a port, and at once: the router keeps them until the packet is whole
 DNS_QUERIES_EACH: Final = 500  # a second over UDP from one address
 DNS_QUERIES: Final = 2000  # a second over UDP to the tenant's resolver, which uses the host's processors
 ASKS: Final = 5  # messages of a port a second to the DHCP servers, and router solicitations
@@ -69,6 +70,7 @@ table bridge {table} {{
     set received {{ typeof oifname; counter; }}
     set reflected {{ typeof iifname . oifname; }}
     set asking {{ typeof iifname; size 65535; flags dynamic,timeout; timeout 10s; }}
+    set fragments {{ typeof iifname . ether saddr; size 65535; flags dynamic,timeout; timeout 10s; }}
     set storms {{ typeof iifname; size 65535; flags dynamic,timeout; timeout 1m; }}
 
     chain prerouting {{
@@ -87,6 +89,7 @@ table bridge {table} {{
         drop
     }}
     chain from_ipv4 {{
+        ip frag-off & 0x3fff != 0 jump pieces
         udp sport 67 drop comment "DHCP server"
         ip protocol igmp drop
         udp dport 67 jump asks
@@ -99,12 +102,16 @@ table bridge {table} {{
         meta l4proto {{ {protocols6} }} goto from_known_ipv6
         drop comment "other headers, and fragments, hide the protocol"
     }}
+    chain pieces {{
+        update @fragments {{ iifname . ether saddr limit rate over {fragments}/second burst {fragments} packets }} drop
+    }}
     chain whole_headers {{
         @th,56,8 < 0x80 return comment "the first fragment has all headers, RFC 7112"
         @th,56,8 >= 0x80 return
         drop
     }}
     chain from_known_ipv6 {{
+        exthdr frag exists jump pieces
         frag frag-off 0 jump whole_headers
         exthdr frag exists icmpv6 type 133-137 drop comment "neighbor discovery in fragments, RFC 6980"
         icmpv6 type {{ nd-router-advert, nd-redirect }} drop
@@ -144,6 +151,7 @@ table inet {table} {{
     map epoch {{ type nf_proto : mark; }}
     set connections4 {{ type ipv4_addr; size 65535; flags dynamic; }}
     set connections6 {{ type ipv6_addr; size 65535; flags dynamic; }}
+    set leaving {{ typeof iifname . ether saddr; size 65535; flags dynamic; }}
     set queries4 {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set queries6 {{ type ipv6_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set external4 {{ typeof ip daddr; }}
@@ -224,6 +232,7 @@ table inet {table} {{
         iifname "{uplink}" ct state new ct count over {connections} drop
         iifname @bridges ct state new add @connections4 {{ ip saddr ct count over {each} }} drop
         iifname @bridges ct state new add @connections6 {{ ip6 saddr ct count over {each} }} drop
+        oifname "{uplink}" ct state new add @leaving {{ iifname . ether saddr ct count over {each} }} drop
         oifname "{uplink}" ct state new ct count over {connections} drop comment "tenants share the host's table"
         ct direction original iifname "{peering}*" jump from_peer
         ct direction reply oifname "{peering}*" jump to_peer
@@ -287,6 +296,7 @@ def tenant_rules(table: str) -> str:
         connects=DNS_CONNECTIONS,
         closed_dns=gateway_rules.CLOSED_DNS_PORT,
         asks=ASKS,
+        fragments=FRAGMENTS,
         protocols6=PROTOCOLS6,
         errors=ERRORS,
         policy_sets=policy.sets(),

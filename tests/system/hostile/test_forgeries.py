@@ -5,6 +5,7 @@ Each forgery is sent as a raw frame by web and must not arrive at db; the honest
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -29,7 +30,8 @@ from tests.support.frames import (
     solicitation,
     udp,
 )
-from tests.support.lab import SOON, Instance, Lab, isolated, two_tenants
+from tests.support.lab import SOON, Instance, Lab, Sniffer, isolated, two_tenants
+from tests.system.hostile.attack import town
 
 ARP, IP, IPV6, VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
 MLD_ROUTERS = "ff02::16"
@@ -201,3 +203,29 @@ def test_a_bridge_cannot_be_taught_where_a_neighbour_lives() -> None:
             sock.sendto(mark, ("10.0.0.3", 9))
             assert victim.sees(mark, SOON)
             assert not spy.sees(mark, 0.1)
+
+
+@isolated
+def test_floods_of_forgeries_reach_nobody_and_neighbours_do_not_notice() -> None:
+    with town() as here:
+        _, forged = frames_of(here.cloud)
+        marks = {name: os.urandom(6) for name in forged}
+        spies = [here.cloud.instances["acme", name].sniffer() for name in ("db", "third")]
+        spies += [here.cloud.instances["globex", name].sniffer() for name in ("web", "db")]
+        frames = [make(marks[name]) for name, make in forged.items()]
+        here.contains("forgeries", frames)
+        arrived = set().union(*(arrivals(spy, marks) for spy in spies))
+        for frame in frames:  # once more, while no other frames fill the sniffers
+            here.web.send_frame(frame)
+        assert arrived.union(*(arrivals(spy, marks) for spy in spies)) == set()
+
+
+def arrivals(spy: Sniffer, marks: dict[str, bytes]) -> set[str]:
+    """The names of the marks in frames that have come."""
+    found = set()
+    spy.socket.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frame = spy.socket.recv(65536)
+            found |= {name for name, mark in marks.items() if mark in frame}
+    return found
