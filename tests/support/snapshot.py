@@ -168,4 +168,4 @@ def assert_unchanged(before: Snapshot, take: Callable[[], Snapshot], timeout: fl
     try:
         until(same, "everything as before", timeout, interval=0.2)
     except AssertionError:
-        raise AssertionError("left behind or lost:\n  " + "\n  ".join(last)) from None
+        raise AssertionError(f"left behind or lost: {'; '.join(last)}") from None  # one line: reports have the first

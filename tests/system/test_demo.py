@@ -46,7 +46,7 @@ def test_kept_tenants_are_replaced_by_the_next_tour(fresh: Daemon) -> None:
     assert tenants(fresh) >= HOUSES
     assert fresh.cli.of("acme").ok("exec", "web", "cat", "/www/index.html") == "web of acme"
     running = {view["instance"]["name"] for view in fresh.cli.of("acme").json("ps", "-a")}
-    assert running == {"web", "db"}
+    assert running == {"web", "db", "store"}, "what ran amok is gone"
     assert on_its_host(fresh).run("demo", timeout=180).status == 0
     assert not tenants(fresh) & HOUSES
 
