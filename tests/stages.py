@@ -2,14 +2,16 @@
 
     python -m tests.stages [pytest's options…]
 
-The stages of a lane run one after the other, the lanes side by side, so that two cores are busy: the suites share
-nothing but names that begin with a prefix of each run (tests/support/machine.py), and no test depends on speed. Each
-line that a stage prints begins with its name. The exit status is 1 if a stage failed.
+The stages of a chain run one after the other. `LANES` chains run side by side, so that two cores are busy; a lane that
+has ended its chain takes the next, so that all lanes end at about the same time. The suites share nothing but names
+that begin with a prefix of each run (tests/support/machine.py), and no test depends on speed. Each line that a stage
+prints begins with its name. The exit status is 1 if a stage failed.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -24,6 +26,13 @@ from tests.support.guest import LOCKUP
 CHECKOUT = Path(__file__).parents[1]
 LIMIT = 70 * 60
 """Seconds after which what still runs is killed, so that a run that hangs ends with a report."""
+
+LANES = 3
+"""More than cores: tests wait for events as often as for a core."""
+
+NETWORKS = ("network_*", "fabric", "test_network_*.py", "test_guarantees*.py")
+RUNTIME = ("oci", "escape")
+"""Parts of tests/system that are stages of their own, by name; so is `tenancy`. All others are the stage `system`."""
 
 NOTHING_SELECTED = 5
 """pytest's exit status where its options select no test: no failure."""
@@ -103,14 +112,21 @@ class Stage:
             os.kill(self._pid, signal.SIGKILL)
 
 
-def pytest(suite: str, options: list[str], again: str = "") -> Stage:
-    """The suite below a directory; the stage has the name of the last one."""
-    command = [sys.executable, "-m", "pytest", f"tests/{suite}", *options]
-    return Stage(Path(suite).name, command, again=again)
+def pytest(name: str, paths: list[str], options: list[str], again: str = "") -> Stage:
+    return Stage(name, [sys.executable, "-m", "pytest", *paths, *options], again=again)
 
 
-def lanes(options: list[str]) -> list[list[Stage]]:
-    """Their stages. The machine of tests/modern is made from packages of the network, the peers are fetched."""
+def part(*patterns: str) -> list[str]:
+    """The paths in tests/system with these names."""
+    found = [path for pattern in patterns for path in sorted((CHECKOUT / "tests/system").glob(pattern))]
+    return [str(path.relative_to(CHECKOUT)) for path in found]
+
+
+def chains(options: list[str]) -> list[list[Stage]]:
+    """All stages; the chains that take longest first, or a lane would be alone at the end.
+
+    The machine of tests/modern is made from packages of the network; the peers and the provider are fetched.
+    """
     guest = Stage(
         "guest", ["scripts/guest"], "tests/modern will be skipped: there is no virtual machine to run them in"
     )
@@ -118,10 +134,16 @@ def lanes(options: list[str]) -> list[list[Stage]]:
     provider = Stage(
         "provider", ["scripts/provider"], "test_oidc.py will be skipped: there is no provider to log in at"
     )
+    networks, runtime, tenancy = part(*NETWORKS), part(*RUNTIME), part("tenancy")
+    others = ["tests/system", *(f"--ignore={path}" for path in (*networks, *runtime, *tenancy))]
     return [
-        [pytest("system", ["--ignore=tests/system/tenancy", *options])],
-        [guest, pytest("modern", options, again=LOCKUP)],
-        [pytest("unit", options), peers, pytest("peer", options), provider, pytest("system/tenancy", options)],
+        [guest, pytest("modern", ["tests/modern"], options, again=LOCKUP)],
+        [pytest("system", others, options)],
+        [pytest("network", networks, options)],
+        [provider, pytest("tenancy", tenancy, options)],
+        [pytest("runtime", runtime, options)],
+        [pytest("unit", ["tests/unit"], options)],
+        [peers, pytest("peer", ["tests/peer"], options)],
     ]
 
 
@@ -135,16 +157,22 @@ def report(stages: list[Stage], wall: float) -> str:
 
 def main(options: list[str]) -> int:
     begun = time.monotonic()
-    plan = lanes(options)
-    stages = [stage for lane in plan for stage in lane]
-    if len(os.sched_getaffinity(0)) == 1:
-        plan = [stages]
+    plan = chains(options)
+    stages = [stage for chain in plan for stage in chain]
+    waiting: queue.SimpleQueue[list[Stage]] = queue.SimpleQueue()
+    for chain in plan:
+        waiting.put(chain)
     expired = threading.Event()
 
-    def go(lane: list[Stage]) -> None:
-        for stage in lane:
-            if not expired.is_set():
-                stage.run()
+    def lane() -> None:
+        while not expired.is_set():
+            try:
+                chain = waiting.get_nowait()
+            except queue.Empty:
+                return
+            for stage in chain:
+                if not expired.is_set():
+                    stage.run()
 
     def expire() -> None:
         expired.set()
@@ -154,7 +182,8 @@ def main(options: list[str]) -> int:
     timer = threading.Timer(LIMIT, expire)
     timer.daemon = True
     timer.start()
-    threads = [threading.Thread(target=go, args=[lane]) for lane in plan]
+    lanes = LANES if len(os.sched_getaffinity(0)) > 1 else 1
+    threads = [threading.Thread(target=lane) for _ in range(lanes)]
     try:
         for thread in threads:
             thread.start()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages import Stage, lanes, report
+from tests.stages import CHECKOUT, Stage, chains, report
 from tests.support.wait import until
 
 
@@ -76,6 +76,16 @@ def test_the_time_of_descendants_is_counted() -> None:
     assert idle.wall > 0.15 > idle.processor  # the control
 
 
-def test_every_suite_is_in_a_lane() -> None:
-    names = [each.name for lane in lanes([]) for each in lane]
-    assert sorted(names) == ["guest", "modern", "peer", "peers", "provider", "system", "tenancy", "unit"]
+def test_every_suite_is_a_stage() -> None:
+    names = [each.name for chain in chains([]) for each in chain]
+    tests = ["modern", "network", "peer", "runtime", "system", "tenancy", "unit"]
+    assert sorted(names) == sorted(["guest", "peers", "provider", *tests])
+
+
+def test_every_part_of_the_system_tests_is_in_one_stage() -> None:
+    stages = {each.name: each for chain in chains([]) for each in chain}
+    parts = [word for name in ("network", "runtime", "tenancy") for word in stages[name].command if "/system/" in word]
+    left_to_others = [word for word in stages["system"].command if word.startswith("--ignore=")]
+    assert sorted(left_to_others) == sorted(f"--ignore={path}" for path in parts)
+    assert len(parts) == len(set(parts)) > 20
+    assert all((CHECKOUT / path).exists() for path in parts)
