@@ -35,16 +35,17 @@ class Snapshot:
         """Of this machine, the control groups of `prefix`, the host's network `namespace` and the files below.
 
         Mounts are those that process `holder` sees. Spares come and go, and are left out as long as the zygote has
-        them in its records.
+        them in its records. While some are made, which takes seconds on a busy machine, no two snapshots are equal.
         """
-        before = None
-        for _ in range(20):
+        taken: list[Snapshot] = []
+
+        def again_the_same() -> bool:
             spares, parked = _spares(directories)
-            taken = cls._take(spares, parked, prefix, namespace, *directories, holder=holder)
-            if taken == before and _spares(directories) == (spares, parked):
-                break
-            before = taken
-        return taken
+            taken.append(cls._take(spares, parked, prefix, namespace, *directories, holder=holder))
+            return taken[-1] in taken[-2:-1] and _spares(directories) == (spares, parked)
+
+        until(again_the_same, "two snapshots are equal", interval=0.01)
+        return taken[-1]
 
     @classmethod
     def _take(
