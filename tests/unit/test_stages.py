@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.modern import test_inside
 from tests.stages import CHECKOUT, Stage, chains, report
 from tests.support.wait import until
 
@@ -89,3 +90,9 @@ def test_every_part_of_the_system_tests_is_in_one_stage() -> None:
     assert sorted(left_to_others) == sorted(f"--ignore={path}" for path in parts)
     assert len(parts) == len(set(parts)) > 20
     assert all((CHECKOUT / path).exists() for path in parts)
+
+
+@pytest.mark.parametrize("file", test_inside.PARTS)
+def test_what_is_chosen_for_the_virtual_machine_is_there(file: str) -> None:
+    text = (CHECKOUT / "tests" / file).read_text()
+    assert [name for name in test_inside.PARTS[file] if f"def test_{name}(" not in text] == []
