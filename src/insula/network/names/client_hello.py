@@ -9,12 +9,15 @@ one. It is judged like any other. Browsers send an empty such extension to all s
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from typing import Final
 
 LONGEST: Final = 1 << 14  # bytes, with the heads of records
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
 _SERVER_NAME, _HOST_NAME = 0, 0
 _MAX_RECORD: Final = 1 << 14
+_EXTENSION: Final = struct.Struct("!HH")  # type and length
 
 
 class NoClientHello(ValueError):
@@ -97,20 +100,29 @@ def server_name(body: bytes) -> str:
     hello.vector(1)  # compression methods
     if not hello.left:
         raise NoClientHello("there is no server name")
-    extensions = _Fields(hello.vector(2))
+    extensions = hello.vector(2)
     if hello.left:
         raise NoClientHello("bytes follow the extensions")
-    names: list[bytes] = []
-    while extensions.left:
-        type_, value = extensions.number(2), extensions.vector(2)
-        if type_ == _SERVER_NAME:
-            names += _names(value)
+    names = [name for type_, value in _extensions(extensions) if type_ == _SERVER_NAME for name in _names(value)]
     if len(names) != 1:
         raise NoClientHello("there is no server name" if not names else "there are several server names")
     try:
         return names[0].decode("ascii")
     except UnicodeDecodeError:
         raise NoClientHello("the server name is not ASCII") from None
+
+
+def _extensions(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and value of each extension."""
+    at, size = 0, len(data)
+    while at < size:
+        if at + 4 > size:
+            raise NoClientHello("a field is longer than the message")
+        type_, length = _EXTENSION.unpack_from(data, at)
+        at += 4 + length
+        if at > size:
+            raise NoClientHello("a field is longer than the message")
+        yield type_, data[at - length : at]
 
 
 def _names(value: bytes) -> list[bytes]:

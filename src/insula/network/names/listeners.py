@@ -52,11 +52,11 @@ class QueryListener:
 
     def datagrams(self, sock: socket.socket) -> None:
         """Answer the queries of a socket of `datagram_socket`."""
-        self._loop.add_reader(sock, self._read, sock)
+        self._loop.add_reader(sock.fileno(), self._read, sock)
 
     def streams(self, listener: socket.socket) -> None:
         """Answer the queries of a socket of `stream_socket`."""
-        self._loop.add_reader(listener, self._accept, listener)
+        self._loop.add_reader(listener.fileno(), self._accept, listener)
 
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

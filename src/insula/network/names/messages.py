@@ -126,7 +126,7 @@ class MessageChannel:
         self._loop = asyncio.get_running_loop()
         self._incoming, self._outgoing = bytearray(), bytearray()
         self._open = True
-        self._loop.add_reader(sock, self._read)
+        self._loop.add_reader(sock.fileno(), self._read)
 
     def send(self, message: msgspec.Struct) -> None:
         """Send a message, or keep it until the other side reads."""
@@ -138,15 +138,15 @@ class MessageChannel:
                 sent = self._send(data)
                 data = data[sent:]
             if data:
-                self._loop.add_writer(self._socket, self._write)
+                self._loop.add_writer(self._socket.fileno(), self._write)
         self._outgoing += data
 
     def close(self) -> None:
         """Close the socket; `closed` is not called."""
         if self._open:
             self._open = False
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
             self._socket.close()
 
     def _send(self, data: bytes | bytearray) -> int:
@@ -162,7 +162,7 @@ class MessageChannel:
         with contextlib.suppress(BlockingIOError):
             del self._outgoing[: self._send(self._outgoing)]
         if not self._outgoing and self._open:
-            self._loop.remove_writer(self._socket)
+            self._loop.remove_writer(self._socket.fileno())
 
     def _read(self) -> None:
         try:

@@ -78,35 +78,35 @@ class RelayedConnection:
 
     async def _relay_tls(self) -> None:
         reader, name = ClientHelloReader(), None
-        async with asyncio.timeout(FIRST_BYTES):
+        async with asyncio.timeout(FIRST_BYTES) as limit:
             while name is None:
                 if not (data := await self._loop.sock_recv(self._near, _PIECE)):
                     raise ConnectionForbidden("the client has ended before its ClientHello")
                 name = reader.feed(data)
-        await self._connect(name)
+            await self._connect(name, limit)
         await self._loop.sock_sendall(self._far, bytes(reader.received))
+        self._prepare()
         self._splice(self._near, self._far)
         self._splice(self._far, self._near)
 
     async def _relay_requests(self) -> None:
         """Send requests on, each after its check; the responses come back from the first on."""
         reader, connected = RequestReader(), False
-        while True:
-            async with asyncio.timeout(None if connected else FIRST_BYTES):
-                data = await self._loop.sock_recv(self._near, _PIECE)
-            if not data:
-                break
-            for each in reader.feed(data):
-                if isinstance(each, bytes):
-                    await self._loop.sock_sendall(self._far, each)
-                elif each.port != self.port:
-                    raise ConnectionForbidden("the request is for another port")
-                elif not connected:
-                    await self._connect(each.host)
-                    self._splice(self._far, self._near)
-                    connected = True
-                else:
-                    await self._check(each)
+        async with asyncio.timeout(FIRST_BYTES) as limit:
+            while data := await self._loop.sock_recv(self._near, _PIECE):
+                for each in reader.feed(data):
+                    if isinstance(each, bytes):
+                        await self._loop.sock_sendall(self._far, each)
+                    elif each.port != self.port:
+                        raise ConnectionForbidden("the request is for another port")
+                    elif not connected:
+                        await self._connect(each.host, limit)
+                        limit.reschedule(None)
+                        self._prepare()
+                        self._splice(self._far, self._near)
+                        connected = True
+                    else:
+                        await self._check(each)
         if not connected:
             raise ConnectionForbidden("the client has ended before its request")
         with contextlib.suppress(OSError):
@@ -124,12 +124,20 @@ class RelayedConnection:
             raise ConnectionForbidden(f"{host} is not allowed, or not a name of the address")
         self.names.add(name)
 
-    async def _connect(self, host: str) -> None:
+    async def _connect(self, host: str, limit: asyncio.Timeout) -> None:
+        """Connect to the server, within the time that `limit` is set to."""
         await self._allow(host)
+        limit.reschedule(self._loop.time() + CONNECT)
+        self._far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await self._loop.sock_connect(self._far, (self.address, self.port))
+
+    def _prepare(self) -> None:
+        """Send small pieces to the client at once too, and notice when a side is gone."""
+        self._near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for sock in (self._near, self._far):
-            _prepare(sock)
-        async with asyncio.timeout(CONNECT):
-            await self._loop.sock_connect(self._far, (self.address, self.port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def _splice(self, source: socket.socket, sink: socket.socket) -> None:
         self._directions.append(SpliceDirection(self._proxy.pipes, source, sink, self._ended))
@@ -156,7 +164,7 @@ class Proxy:
     def listen(self, listener: socket.socket) -> None:
         """Accept connections from now on."""
         listener.setblocking(False)
-        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     async def cut_forbidden(self) -> None:
         """End connections that the rules no longer allow; they have ended when this returns."""
@@ -213,11 +221,3 @@ def original_destination(sock: socket.socket) -> tuple[str, int]:
     if found == sock.getsockname()[:2]:
         raise OSError("the connection was not redirected")
     return found
-
-
-def _prepare(sock: socket.socket) -> None:
-    """Send small pieces at once, and notice when the other side is gone."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -41,15 +41,21 @@ _NEVER: Final = [
         "ff00::/8",  # multicast
     )
 ]
+_LONGEST: Final = 45  # characters of an address: an unfriendly caller must not fill memory
 _NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052
 _6TO4: Final = IPv6Network("2002::/16")
 _TEREDO: Final = IPv6Network("2001::/32")
 _ISATAP: Final = (0x00005EFE, 0x02005EFE)  # RFC 5214: the third quarter of an address
 
 
-def is_public(address: str, own: Iterable[str] = ()) -> bool:
+def is_public(address: str, own: tuple[str, ...] = ()) -> bool:
     """Whether a name may lead to this address, written as ipaddress does; `own` are further ranges that none may lead
     to."""
+    return len(address) <= _LONGEST and _is_public(address, own)
+
+
+@lru_cache(maxsize=4096)
+def _is_public(address: str, own: tuple[str, ...]) -> bool:
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -51,7 +51,8 @@ class SpliceDirection:
     """Moves bytes from one socket to another until it ends. Then `ended` is called, with whether that was clean."""
 
     def __init__(self, pipes: Pipes, source: socket.socket, sink: socket.socket, ended: Callable[[bool], None]) -> None:
-        self._pipes, self._source, self._sink, self._ended = pipes, source, sink, ended
+        self._pipes, self._sink_socket, self._ended = pipes, sink, ended
+        self._source, self._sink = source.fileno(), sink.fileno()  # asyncio formats sockets that it has no reader for
         self._loop = asyncio.get_running_loop()
         self._pipe: Pipe | None = None
         self._waiting = 0  # bytes in the pipe
@@ -74,7 +75,7 @@ class SpliceDirection:
                 if self._pipe is None:
                     self._pipe = self._pipes.take()
                 try:
-                    count = os.splice(self._source.fileno(), self._pipe[1], _PIECE, flags=_FLAGS)
+                    count = os.splice(self._source, self._pipe[1], _PIECE, flags=_FLAGS)
                 except BlockingIOError:
                     break
                 if count == 0:
@@ -95,7 +96,7 @@ class SpliceDirection:
         assert self._pipe is not None
         while self._waiting:
             try:
-                self._waiting -= os.splice(self._pipe[0], self._sink.fileno(), self._waiting, flags=_FLAGS)
+                self._waiting -= os.splice(self._pipe[0], self._sink, self._waiting, flags=_FLAGS)
             except BlockingIOError:
                 return False
         return True
@@ -120,7 +121,7 @@ class SpliceDirection:
         self.stop()
         if clean:
             with contextlib.suppress(OSError):
-                self._sink.shutdown(socket.SHUT_WR)
+                self._sink_socket.shutdown(socket.SHUT_WR)
         self._ended(clean)
 
 

@@ -81,12 +81,12 @@ async def _over_udp(server: ServerAddress, query: Message, timeout: float) -> Me
             doubtful = answer.flags & wire.TRUNCATED or answer.questions != query.questions
             received.set_result(None if doubtful else answer)
 
-        loop.add_reader(sock, read)
+        loop.add_reader(sock.fileno(), read)
         try:
             async with asyncio.timeout(timeout):
                 return await received
         finally:
-            loop.remove_reader(sock)
+            loop.remove_reader(sock.fileno())
 
 
 async def _over_tcp(server: ServerAddress, query: Message) -> Message:
