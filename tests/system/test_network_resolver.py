@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,8 +218,7 @@ def test_a_resolver_is_taken_over_and_one_that_died_or_is_not_confined_is_replac
         cloud.set_names("acme", NAMES)
         first = pid_of(cloud, "acme")
         cloud.fabric.close()
-        cloud.fabric = LinuxFabric(cloud.run, "lab", resolvers=())
-        cloud.fabric.open()
+        reopen(cloud)
         cloud.apply("acme")
         assert pid_of(cloud, "acme") == first, "it is taken over"
         assert_names_resolve(web)
@@ -298,7 +296,6 @@ def test_a_resolver_that_can_not_start_says_why_and_leaves_nothing(readable: lis
     assert is_resolver(pid_of(cloud, "acme")) and cloud.fabric.installed(acme).drift == []
 
 
-@pytest.mark.long  # its fork shares sockets of nftables, and fails once in a while
 @isolated
 def test_a_start_that_outlives_its_insulad_is_waited_for() -> None:
     """The process is held up where it shows no arguments yet, as between fork(2) and execve(2), and insulad killed."""
@@ -321,21 +318,23 @@ def test_a_start_that_outlives_its_insulad_is_waited_for() -> None:
     def popen(words: list[str], *, env: dict[str, str], **rest: Any) -> subprocess.Popen[bytes]:
         return real([sys.executable, "-c", held_up], env={**env, "WORDS": json.dumps(words)}, **rest)
 
-    for _ in range(5):  # a fork has the locks of other threads as they are, which may be held
-        child = os.fork()
-        if child == 0:
-            with pytest.MonkeyPatch.context() as monkeypatch:
-                monkeypatch.setattr(subprocess, "Popen", popen)
-                cloud.apply("acme")
+    def begin() -> None:
+        reopen(cloud)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(subprocess, "Popen", popen)
+            cloud.apply("acme")
+
+    cloud.fabric.close()  # threads and sockets are none to share with a fork
+    child = os.fork()
+    if child == 0:
+        try:
+            begin()
+        finally:
             os._exit(1)
-        deadline = time.monotonic() + 5
-        while not waits.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        if waits.exists():
-            break
-    assert waits.exists()
+    eventually(waits.exists)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    reopen(cloud)
     timer = threading.Timer(1, go.touch)
     timer.start()
     cloud.apply("acme")
@@ -345,6 +344,12 @@ def test_a_start_that_outlives_its_insulad_is_waited_for() -> None:
         pid_of(cloud, "acme")
     ]
     assert cloud.fabric.installed(acme).drift == []
+
+
+def reopen(cloud: Lab) -> None:
+    """As the next insulad does."""
+    cloud.fabric = LinuxFabric(cloud.run, "lab", resolvers=())
+    cloud.fabric.open()
 
 
 def is_resolver(pid: int) -> bool:
