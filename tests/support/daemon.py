@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -100,11 +101,20 @@ class Daemon:
         def answers() -> bool:
             if self._process is not None and (status := self._process.poll()) is not None:
                 raise RuntimeError(f"insulad ended with {status}:\n{self.last_lines()}")
+            assert self._listens(), self.last_lines()  # to look is cheaper than a command that fails
             result = self.cli.run("status")
             assert result.status == 0, f"{result}\n{self.last_lines()}"
             return True
 
         until(answers, "insulad answers", START_TIMEOUT, interval=0.02)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(str(self.cli.socket))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+        return True
 
     def last_lines(self, count: int = 25) -> str:
         """The end of its log."""
