@@ -14,6 +14,7 @@ import msgspec
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netlink.messages import Neighbour
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.network.fabric import NetnsNic
@@ -58,14 +59,19 @@ _CHANGING = re.compile(
 
 
 def inside(cloud: Lab, tenant: str) -> dict[str, object]:
-    """The objects in a tenant's namespace."""
+    """The objects in a tenant's namespace. The kernel adds and drops multicast entries of devices by itself, later."""
     netns = cloud.inside(tenant)
+
+    def ours(neighbour: Neighbour) -> bool:
+        return neighbour.permanent and not (neighbour.mac and int(neighbour.mac[:2], 16) & 1)
 
     def look() -> dict[str, object]:
         with Rtnl() as rtnl, Nft() as nft:
             return {
                 "links": [link for link in rtnl.links() if link.name != "lo"],
-                "neighbours": [n for family in (2, 7, 10) for n in rtnl.neighbours(family) if n.permanent],
+                "neighbours": sorted(
+                    filter(ours, (n for family in (2, 7, 10) for n in rtnl.neighbours(family))), key=repr
+                ),
                 "rules": _CHANGING.sub("", nft.run("list ruleset")),
             }
 
