@@ -417,7 +417,7 @@ def test_the_first_packet_arrives() -> None:
         for _ in range(30):
             cloud.unplug(web)
             cloud.plug(web)
-            assert web.pings("10.0.0.3", 0.5)
+            assert web.pings("10.0.0.3")
 
 
 @isolated
