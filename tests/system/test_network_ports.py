@@ -13,7 +13,8 @@ from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.model.objects import Port
 from insula.network import reachability
-from insula.network.linux import naming
+from insula.network.fabric import NetnsNic
+from insula.network.linux import beyond, naming
 from insula.network.linux.interfaces import number
 from tests.support.lab import Instance, Lab, Sniffer, World, eventually, isolated, query, two_tenants
 
@@ -206,3 +207,58 @@ def test_the_number_of_an_interface(interface: str) -> None:
         tenant="a", network="n", instance="i", index=1, interface=interface, mac="02:10:00:00:00:01", address="10.0.0.2"
     )
     assert f"eth{number(port)}" == interface
+
+
+@isolated
+def test_what_a_router_leads_to_is_reached_by_the_port_on_its_network() -> None:
+    """eth0 is on a network that no router joins, eth1 on one that is joined with `far`, which comes later."""
+    with two_networks() as (cloud, web, _):
+        cloud.network("acme", "10.2.0.0/24", "fd02::/64", name="far")
+        far = cloud.instance("acme", "far", network="far", host=9)
+        far.serves("far", 80)
+        goals = ("10.2.0.9", "fd02::9")
+        place = cloud.tenants["acme"], NetnsNic(web.netns)
+        world = World()
+        world.tells_callers(80)
+
+        def route() -> None:
+            cloud.fabric.route(*place, cloud.places(web))
+
+        route()
+        assert not any(web.connects(goal, 80, 0.3) for goal in goals)
+        cloud.router("acme", "b", "far")
+        route()
+        assert [web.connects(goal, 80) for goal in goals] == ["far"] * 2
+        assert all(web.pings(goal) for goal in goals)
+        web.serves("here", 81)
+        for version in VERSIONS:
+            assert far.connects(f"{B[version]}2", 81) == "here", "answers leave by eth1"
+        assert web.pings(f"{A[4]}3") and web.pings(f"{B[6]}5") and web.connects(world.ADDRESS, 80), "as before"
+        late = cloud.new_port("acme", "web", "far", 2, interface="eth2")
+        cloud.plug_more(web, late)
+        assert leaves_by(cloud, web, "10.2.0.2", "10.2.0.9") == ["eth2"] and web.pings("10.2.0.9"), "it is near now"
+        cloud.withdraw(web, late)
+        assert all(web.pings(goal) for goal in goals), "and far again"
+        cloud.router("acme")
+        route()
+        with call_in(web.netns, Rtnl) as inside:
+            assert inside.routes(beyond.PROTOCOL) == []
+        assert not web.pings(goals[0], 0.3)
+
+
+@isolated
+def test_of_several_ports_the_longest_destination_decides_and_then_the_first() -> None:
+    with two_networks() as (cloud, web, _):
+        for number_, name in ((2, "both"), (3, "beyond")):
+            cloud.network("acme", f"10.{number_}.0.0/24", f"fd0{number_}::/64", name=name)
+        db = cloud.instances["acme", "db"]
+        wide = {"172.16.0.0/12": f"{B[4]}5", "172.16.5.0/24": f"{B[4]}5", "0.0.0.0/0": f"{B[4]}5"}
+        cloud.router("acme", "b", "beyond", routes=wide, name="second")
+        cloud.router("acme", "net", routes={"172.16.5.0/24": db.port.address, "::/0": f"{A[6]}3"}, name="first")
+        cloud.fabric.route(cloud.tenants["acme"], NetnsNic(web.netns), cloud.places(web))
+        goals = {"172.16.6.1": "eth1", "172.16.5.1": "eth0", "10.3.0.9": "eth1", "198.51.100.7": "eth0"}
+        sources = {"eth0": f"{A[4]}2", "eth1": f"{B[4]}2"}
+        for goal, interface in goals.items():
+            with web.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.connect((goal, 9))
+                assert sock.getsockname()[0] == sources[interface], goal

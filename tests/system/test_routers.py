@@ -75,6 +75,26 @@ def test_static_routes_come_and_go(joined: Cli) -> None:
     assert [each["destination"] for each in cli.json("router", "show", "r")["router"]["routes"]] == ["fd20::/32"]
 
 
+def test_what_a_router_joins_is_reached_by_a_second_port(joined: Cli) -> None:
+    """It is told to an instance that runs, when it starts and when the router changes."""
+    cli = joined
+    net(cli, "c", 3)
+    cli.ok(
+        "run", "-d", "--name", "both", "--network", "c", "--network", "b", "--stop-timeout", "0",
+        "busybox", "sleep", "600",
+    )  # fmt: skip
+    [on_a] = cli.json("inspect", "on-a")[0]["instance"]["ports"]
+    goals = (on_a["address"], on_a["address6"])
+    assert all(pings(cli, "both", goal) for goal in goals), "a is beyond the router of b"
+    cli.ok("router", "update", "r", "--leave", "b")
+    assert not pings(cli, "both", goals[0]) and pings(cli, "both", "10.2.0.9")
+    cli.ok("router", "update", "r", "--join", "b")
+    assert all(pings(cli, "both", goal) for goal in goals)
+    assert "10.1.0.0/24 via 10.2.0.1 dev eth1" in cli.ok("exec", "both", "ip", "route")
+    cli.ok("port", "unplug", "both", "b")
+    assert "via 10.2" not in cli.ok("exec", "both", "ip", "route")
+
+
 REFUSED = [
     (("router", "create", "r", "--network", "c"), "already"),
     (("router", "create", "s", "--network", "a"), "belongs to router r"),

@@ -270,6 +270,11 @@ class Fabric(Protocol):
         returns, and only the port's counters stay until `unplug` without `nic`.
         """
 
+    def route(self, tenant: Tenant, nic: Nic, places: Places) -> None:
+        """Change the routes of an instance with the ports `places` to what routers and peerings lead to by the tenant's
+        last intent: by the port whose network they join. `plug` does this as well. Machines ask for their routes.
+        Failed."""
+
     def egress(self, tenant: Tenant) -> int:
         """Return a descriptor of a new network namespace, which the caller closes, for a program of the host.
 

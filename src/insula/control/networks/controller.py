@@ -11,6 +11,7 @@ host, and is tried again a minute later.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -29,7 +30,8 @@ from insula.control.keys import (
 from insula.control.networks.intents import Intents
 from insula.control.tasks import Tasks
 from insula.model.errors import InsulaError, NotFound
-from insula.model.objects import Tenant
+from insula.model.objects import Instance, Tenant
+from insula.network.fabric import Places
 from insula.network.intent import TenantIntent
 from insula.store.protocol import Compacted
 
@@ -213,9 +215,31 @@ class NetworkController:
             errors["limits"] = error
         try:
             errors |= await asyncio.to_thread(self.context.fabric.apply, intent)
+            errors |= await self._route(intent)
         except Exception as error:
             errors["all"] = error
         return errors
+
+    async def _route(self, intent: TenantIntent) -> Errors:
+        """Have running instances with several ports know what routers lead to. Return the failures by part."""
+        networks = {network.name: network for network in intent.networks}
+        errors: dict[str, Exception] = {}
+        for instance in self.intents.with_several_ports(intent.tenant.name):
+            places = [(networks[port.network], port) for port in instance.plugged if port.network in networks]
+            try:
+                await asyncio.to_thread(self._route_inside, intent.tenant, instance, places)
+            except InsulaError as error:
+                errors[f"port {instance.name}"] = error
+        return errors
+
+    def _route_inside(self, tenant: Tenant, instance: Instance, places: Places) -> None:
+        """Open and close the nic in one thread, which goes on if its caller is cancelled."""
+        with contextlib.suppress(NotFound):  # it has just ended
+            nic = self.context.driver(instance).nic(instance.id)
+            try:
+                self.context.fabric.route(tenant, nic, places)
+            finally:
+                nic.close()
 
     async def _remove(self, managed: ManagedTenant, tenant: Tenant) -> None:
         """Remove a tenant from the host. A failure is recorded as a problem and tried again a minute later."""

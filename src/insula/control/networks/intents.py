@@ -121,6 +121,10 @@ class Intents:
         ports = [port for instance, _ in self._instances(name) for port in instance.ports]
         return TenantIntent(tenant=tenant, networks=networks, ports=ports, policy=policy)
 
+    def with_several_ports(self, name: str) -> Sequence[Instance]:
+        """The tenant's instances that run on this host and have several ports."""
+        return [instance for instance, runs in self._instances(name) if runs and len(instance.plugged) > 1]
+
     def labels(self, name: str) -> Mapping[str, Mapping[str, str]]:
         """The labels of the tenant's instances on this host, by their names."""
         return {instance.name: instance.spec.labels for instance, _ in self._instances(name)}

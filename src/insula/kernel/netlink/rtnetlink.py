@@ -67,12 +67,16 @@ class Rtnl(NetlinkSocket):
             rt.parse_neighbour(family, body) for body in self.dump(rt.RTM_GETNEIGH, rt.NEIGH.pack(family, 0, 0, 0, 0))
         ]
 
-    def routes(self) -> list[Route]:
-        """Return the unicast routes of all tables, IPv4 and IPv6."""
+    def routes(self, protocol: int | None = None) -> list[Route]:
+        """Return the unicast routes of all tables, IPv4 and IPv6; with `protocol` those of this origin only."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
             bodies = self.dump(rt.RTM_GETROUTE, rt.ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
-            found += [route for body in bodies if (route := rt.parse_route(body))]
+            found += [
+                route
+                for body in bodies
+                if (route := rt.parse_route(body)) and protocol in (None, rt.ROUTE.unpack_from(body)[5])
+            ]
         return found
 
     def rules(self) -> list[Rule]:

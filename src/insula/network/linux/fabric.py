@@ -40,6 +40,7 @@ from insula.network.linux import (
     status,
     sysctl,
 )
+from insula.network.linux.beyond import RoutesBeyond
 from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion
 from insula.network.linux.egress_names import EgressNames
@@ -97,6 +98,7 @@ class LinuxFabric(HasOutside):
         self._tenants: dict[str, TenantNamespace] = {}
         self.shaper = Shaper(self.naming, underlay)
         self._peers = Peers(self.naming, self._records)
+        self._beyond = RoutesBeyond()
         self._deletion = DeferredDeletion()
         self._interpreters = Interpreters(self.naming, ipv6=os.path.exists("/proc/sys/net/ipv6"))
         self._calls = Calls()
@@ -211,6 +213,7 @@ class LinuxFabric(HasOutside):
         host, _ = self._handles()
         tenant, errors = intent.tenant, dict[str, InsulaError]()
         self._records.add(tenant)
+        self._beyond.know(intent)
         namespaces.create(self.naming.namespace(tenant.name))
         namespace = self._tenant(tenant)
         made: Sequence[Network] = ()
@@ -260,6 +263,7 @@ class LinuxFabric(HasOutside):
             namespace.close()
         self.shaper.remove(host, index)
         self._peers.forget(name)
+        self._beyond.forget(name)
         overlay.remove(self.naming.namespace(name))
         if self._outside:
             self._outside.remove(name, index)
@@ -314,6 +318,8 @@ class LinuxFabric(HasOutside):
         namespace = self._tenant(tenant)
         self._names.admit(port, labels, namespace.netns, self._upstream(tenant))
         namespace.plug(network, port, nic.fd, beside, labels)
+        if beside:
+            self._beyond.install(tenant.name, nic.fd, [(network, port), *beside])
         self.shaper.plugged(namespace, port)
         self._resolver.add_name(tenant, port.instance, addresses(port))
         for peer, name in self._peers.names_beyond(tenant, port):
@@ -340,10 +346,16 @@ class LinuxFabric(HasOutside):
             namespace = self._tenant(tenant)
             if isinstance(nic, NetnsNic):
                 namespace.withdraw(network, port, nic.fd, beside)
+                self._beyond.install(tenant.name, nic.fd, beside)
             else:
                 namespace.unplug(network, port)
             self._deletion.wake(namespace)
             self._names.withdraw(port, namespace.netns, self._upstream(tenant))
+
+    @about_tenant
+    def route(self, tenant: Tenant, nic: Nic, places: Places) -> None:
+        if isinstance(nic, NetnsNic):
+            self._beyond.install(tenant.name, nic.fd, places)
 
     @about_tenant
     def egress(self, tenant: Tenant) -> int:
