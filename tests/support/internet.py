@@ -193,7 +193,7 @@ def http(sock: socket.socket) -> None:
 
 def ask(
     netns: int, name: str, type_: int = wire.A, server: str = "10.0.0.1", *, timeout: float = 5.0, tcp: bool = False,
-    **more: Any,
+    source: str = "", **more: Any,
 ) -> Message | None:  # fmt: skip
     """Ask a name server from a namespace; None if it gives no answer in time. `more` is for `query_of`."""
     query = query_of(name, type_, **more)
@@ -201,6 +201,7 @@ def ask(
     with call_in(netns, lambda: socket.socket(family_of(server), kind)) as sock:
         sock.settimeout(timeout)
         try:
+            sock.bind((source, 0))
             sock.connect((server, 53))
             if tcp:
                 sock.sendall(struct.pack("!H", len(query)) + query)
@@ -232,11 +233,12 @@ def addresses_in(answer: Message | None) -> list[str]:
     return [str(ip_address(each.data)) for each in answer.answers if each.type in (wire.A, wire.AAAA)]
 
 
-def greeting(netns: int, address: str, port: int, timeout: float = 3.0) -> str | None:
+def greeting(netns: int, address: str, port: int, timeout: float = 3.0, source: str = "") -> str | None:
     """The first line of a server; None if there is no connection, or it is reset or silent."""
     with call_in(netns, lambda: socket.socket(family_of(address), socket.SOCK_STREAM)) as sock:
         sock.settimeout(timeout)
         try:
+            sock.bind((source, 0))
             sock.connect((address, port))
             return sock.recv(200).decode().rstrip("\n") or None
         except OSError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from insula.model.errors import Invalid
-from insula.model.objects import Network, Port, Tenant
+from insula.model.objects import AddressPair, Network, Port, Tenant
 from insula.model.policies import (
     AddressGroup,
     AnyPeer,
@@ -21,7 +22,7 @@ from insula.model.policies import (
     Selector,
 )
 from insula.network.intent import PolicyIntent, TenantIntent
-from insula.network.names.compiler import check_rule, client_rules, egress_rules, has_names
+from insula.network.names.compiler import ClientCompiler, check_rule, egress_rules, has_names
 from insula.network.names.rules import ClientRules, DestinationRange, NameRule, OperatorRange
 from tests.support.policy_lab import policy
 
@@ -43,7 +44,7 @@ def named(*names: str, ports: tuple[PortMatch, ...] = (), select: Selector | Non
 
 def rules_of(*policies: Policy, labels: dict[str, str] | None = None, **more: object) -> ClientRules | None:
     intent = PolicyIntent(policies=policies, **more)  # type: ignore[arg-type]
-    return client_rules(intent, {"app": "web"} if labels is None else labels, ["10.0.0.2"])
+    return ClientCompiler(intent).rules({"app": "web"} if labels is None else labels, ["10.0.0.2"])
 
 
 def test_ports_and_protocols() -> None:
@@ -148,3 +149,31 @@ def test_the_whole_intent() -> None:
     assert found.operator == (OperatorRange("deny", DestinationRange("8.0.0.0/8")),)
     assert found.own_servers[0] == ("10.1.0.1", 53) and found.servers == (("100.64.0.2", 5300),)
     assert has_names(intent.policy.policies) and not has_names([])
+
+
+def test_an_address_that_several_may_use_has_names_if_their_rules_are_the_same() -> None:
+    db = {"app": "db"}
+    pairs = [AddressPair(address=each) for each in ("10.1.0.100", "10.1.0.101", "10.1.0.3", "172.16.0.0/16")]
+
+    def port(index: int, instance: str, *allowed: AddressPair) -> Port:
+        return Port(
+            tenant="acme", network="a", instance=instance, index=index, mac="02:10:00:00:00:01",
+            address=f"10.1.0.{index}", allowed_pairs=[*allowed],
+        )  # fmt: skip
+
+    def owners(*ports: Port) -> dict[str, str]:
+        labels = {"web": {"app": "web"}, "twin": {"app": "web"}, "db": {"app": "db"}, "none": {}}
+        policies = [named("a.test"), msgspec.structs.replace(named("b.test"), name="b", select=Selector(labels=db))]
+        intent = TenantIntent(
+            tenant=Tenant(name="acme", index=1, id_base=1 << 16, created=0),
+            ports=ports,
+            policy=PolicyIntent(policies=policies, labels=labels),
+        )
+        return egress_rules(intent, [], []).by_address
+
+    web, twin = port(2, "web", *pairs), port(3, "twin", pairs[0])
+    own = {"10.1.0.2": "web", "10.1.0.3": "twin"}
+    assert owners(web, twin) == {**own, "10.1.0.100": "twin", "10.1.0.101": "web"}, "an own address is its owner's"
+    for other in ("db", "none"):
+        found = owners(web, twin, port(4, other, pairs[0]))
+        assert "10.1.0.100" not in found and found["10.1.0.101"] == "web", other

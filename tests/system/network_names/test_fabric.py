@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ import pytest
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
+from insula.model.objects import AddressPair
 from insula.model.policies import CidrPeer, OperatorPolicy, OperatorRule
 from insula.network.addresses import link_local
 from insula.network.linux.fabric import LinuxFabric
 from insula.network.names import edns, wire
 from tests.support.internet import DNS4, DNS6, addresses_in, ask, greeting, query_of, tls_greeting
-from tests.support.lab import eventually, isolated, query
+from tests.support.lab import Instance, eventually, isolated, query
 from tests.support.names_lab import API, OTHER, PORT, SITE, SITE6, WWW, NamesLab, by_name
 from tests.support.policy_lab import policy
 from tests.support.wait import patiently
@@ -71,6 +73,38 @@ def test_an_instance_has_its_names_from_its_start_on() -> None:
     assert addresses_in(ask(ci.netns, WWW)) == [OTHER] and greeting(ci.netns, OTHER, PORT) == OTHER
     second = lab.instance("second", labels={"app": "ci"})
     assert greeting(second.netns, OTHER, PORT) is None, "leases are of one instance"
+
+
+@isolated
+def test_an_allowed_address_has_the_names_of_its_instance() -> None:
+    """Also one that another instance with the same rules may use, but not one that an instance with others may."""
+    lab = NamesLab()
+    lab.enforce(by_name("ci", "ci", API), by_name("other", "other", WWW))
+    pairs = [AddressPair(address=each) for each in ("10.0.0.100", "fd00::100", "10.0.0.200")]
+    one = lab.instance("ci", pairs=pairs)
+    lab.instance("twin", labels={"app": "ci"}, pairs=pairs[:1])
+    lab.instance("other", pairs=pairs[2:])
+    for address in ("10.0.0.100", "fd00::100"):
+        with uses(one, address):
+            six = ":" in address
+            server, site, type_ = GATEWAYS[six], SITE6 if six else SITE, wire.AAAA if six else wire.A
+            assert addresses_in(ask(one.netns, API, type_, server, source=address)) == [site]
+            denied = ask(one.netns, WWW, server=server, source=address)
+            assert denied is not None and denied.rcode == wire.NXDOMAIN
+            assert greeting(one.netns, site, PORT, source=address) == site
+    with uses(one, "10.0.0.200"):
+        assert ask(one.netns, API, source="10.0.0.200", timeout=1) is None, "other has other rules with it"
+    assert addresses_in(ask(one.netns, API)) == [SITE], "the control"
+
+
+@contextlib.contextmanager
+def uses(instance: Instance, address: str) -> Iterator[None]:
+    """Let the instance have a further address."""
+    with instance.do(Rtnl) as inside:
+        index, whole = inside.index("eth0"), f"{address}/{128 if ':' in address else 32}"
+        inside.execute(netlink.add_address(index, whole))
+        yield
+        inside.execute(netlink.delete_address(index, whole))
 
 
 @isolated

@@ -8,8 +8,9 @@ was taken back is closed for open connections too. Policies follow.
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -25,7 +26,7 @@ from insula.network.linux import keys
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.gates import NameGates
 from insula.network.names import elements
-from insula.network.names.compiler import egress_rules, has_names
+from insula.network.names.compiler import ClientCompiler, egress_rules, has_names
 from insula.network.names.rules import EgressRules
 
 _FAMILY: Final = "inet"
@@ -40,6 +41,7 @@ class EgressNames:
         self._lock = threading.Lock()  # for the dictionaries
         self._intents: dict[str, TenantIntent] = {}  # the last of each tenant
         self._named: dict[str, bool] = {}  # whether its policies have names: there may be a thousand
+        self._compilers: dict[str, ClientCompiler] = {}
         self._ports: dict[str, dict[int, Port]] = {}  # by tenant and index
         self._rules: dict[str, EgressRules] = {}  # that are in force, of tenants that have some
 
@@ -81,24 +83,27 @@ class EgressNames:
         self._apply(port.tenant, netns, servers)
 
     def _remember(self, intent: TenantIntent) -> None:
-        self._intents[intent.tenant.name] = intent
-        self._named[intent.tenant.name] = has_names(intent.policy.policies)
+        name = intent.tenant.name
+        self._intents[name] = intent
+        if name not in self._compilers or not self._compilers[name].fits(intent.policy):
+            self._compilers[name] = ClientCompiler(intent.policy)
+            self._named[name] = has_names(intent.policy.policies)
 
     def _apply(self, tenant: str, netns: int, servers: Sequence[str]) -> None:
         with self._lock:
             before = self._rules.get(tenant)
             intent, ports = self._intents[tenant], [*self._ports.get(tenant, {}).values()]
-            named = self._named[tenant]
+            named, compiler = self._named[tenant], self._compilers[tenant]
         if before is None and not named and not self._gates.has_files(tenant):
             return
         upstream = [(host, int(port)) for host, _, port in (each.partition("#") for each in servers)]
-        rules = egress_rules(msgspec.structs.replace(intent, ports=ports), upstream, self._own)
+        rules = egress_rules(msgspec.structs.replace(intent, ports=ports), upstream, self._own, compiler)
         changed = rules != before or (bool(rules.clients) and not self._gates.running(tenant, netns))
         if changed:
             self._gates.apply(intent.tenant, netns, rules)
         try:
             with call_in(netns, NftablesSocket) as nftables:
-                self._redirect(nftables, rules)
+                self._redirect(nftables, before, rules)
                 if not rules.clients:
                     self._forget_leases(nftables)
                 if changed:  # open connections are judged anew
@@ -126,14 +131,14 @@ class EgressNames:
         found = [] if self._gates.running(tenant, netns) else ["the gate of names does not run"]
         with contextlib.suppress(NetlinkError), call_in(netns, NftablesSocket) as nftables:
             for version, name in _NAMED.items():
-                if set(nftables.keys(_FAMILY, self._table, name)) != _packed(rules, version):
+                if set(nftables.keys(_FAMILY, self._table, name)) != set(_packed(rules.by_address, version)):
                     found.append(f"set {name} has not the instances with rules with names")
         return found
 
     def remove(self, tenant: str) -> None:
         """End the processes of a tenant, and forget its rules."""
         with self._lock:
-            for each in (self._intents, self._named, self._ports, self._rules):
+            for each in (self._intents, self._named, self._compilers, self._ports, self._rules):
                 each.pop(tenant, None)
         self._gates.remove(tenant)
 
@@ -143,14 +148,34 @@ class EgressNames:
 
     # -- sets ------------------------------------------------------------------------------------------------------
 
-    def _redirect(self, nftables: NftablesSocket, rules: EgressRules) -> None:
-        """Have the queries of the instances with rules redirected, and no others'. NetlinkError."""
-        requests: list[Request] = []
-        for version, name in _NAMED.items():
-            have, wanted = set(nftables.keys(_FAMILY, self._table, name)), _packed(rules, version)
-            requests += add_elements(_FAMILY, self._table, name, wanted - have)
-            requests += delete_elements(_FAMILY, self._table, name, have - wanted)
-        nftables.transact(*requests)
+    def _redirect(self, nftables: NftablesSocket, before: EgressRules | None, rules: EgressRules) -> None:
+        """Have the queries of the instances with rules redirected, and no others'. NetlinkError.
+
+        `before` are the rules that were in force. The sets are read if these aren't known, or didn't change: somebody
+        else may have changed the sets.
+        """
+        if before is not None and before != rules:
+            had, wanted = before.by_address.keys(), rules.by_address.keys()
+            try:
+                nftables.transact(*self._changes(had - wanted, wanted - had))
+                return
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:  # an element that should have been there
+                    raise
+        have = {
+            keys.unpacked(str(version), key)[0]
+            for version, name in _NAMED.items()
+            for key in nftables.keys(_FAMILY, self._table, name)
+        }
+        nftables.transact(*self._changes(have - rules.by_address.keys(), rules.by_address.keys() - have))
+
+    def _changes(self, gone: Iterable[str], new: Iterable[str]) -> list[Request]:
+        return [
+            request
+            for version, name in _NAMED.items()
+            for change, addresses in ((delete_elements, gone), (add_elements, new))
+            for request in change(_FAMILY, self._table, name, _packed(addresses, version))
+        ]
 
     def _forget_leases(self, nftables: NftablesSocket) -> None:
         """Delete all leases, which are left if the gate did not run. NetlinkError."""
@@ -162,6 +187,6 @@ class EgressNames:
         nftables.transact(*requests)
 
 
-def _packed(rules: EgressRules, version: int) -> set[bytes]:
-    """Return the addresses of the instances with rules, as keys."""
-    return {keys.packed(str(version), (each,)) for each in rules.by_address if (":" in each) == (version == 6)}
+def _packed(addresses: Iterable[str], version: int) -> list[bytes]:
+    """Return the addresses of one IP version as keys."""
+    return [keys.packed(str(version), (each,)) for each in addresses if (":" in each) == (version == 6)]

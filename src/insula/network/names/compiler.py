@@ -42,17 +42,29 @@ _EVERYWHERE = "0.0.0.0/0", "::/0"
 _DNS = 53
 
 
-def egress_rules(intent: TenantIntent, servers: Sequence[tuple[str, int]], own: Sequence[str]) -> EgressRules:
+def egress_rules(
+    intent: TenantIntent,
+    servers: Sequence[tuple[str, int]],
+    own: Sequence[str],
+    compiler: ClientCompiler | None = None,
+) -> EgressRules:
     """Return the rules of all instances that have any. `servers` are the upstream name servers, and `own` are ranges of
-    the host that names must not lead to, beside the tenant's subnets. Ports on networks without a way out have none."""
-    clients: dict[str, ClientRules] = {}
+    the host that names must not lead to, beside the tenant's subnets. Ports on networks without a way out have none.
+    `compiler` is one for the same policies and groups."""
+    compiler = compiler or ClientCompiler(intent.policy)
     closed = {network.name for network in intent.networks if network.outbound == "none"}
     ports = [port for port in intent.ports if port.network not in closed]
-    for instance, addresses in _instances(ports).items():
-        if client := client_rules(intent.policy, intent.policy.labels.get(instance, {}), addresses):
-            clients[instance] = client
+    clients = {
+        instance: client
+        for instance, addresses in _instances(ports).items()
+        if (client := compiler.rules(intent.policy.labels.get(instance, {}), addresses))
+    }
     if not clients:
         return EgressRules()
+    for instance, addresses in _of_pairs(ports, clients).items():
+        clients[instance] = msgspec.structs.replace(
+            clients[instance], addresses=(*clients[instance].addresses, *addresses)
+        )
     subnets = [subnet for network in intent.networks for subnet in (network.subnet, network.subnet6) if subnet]
     gateways = [gateway for network in intent.networks for gateway in (network.gateway, network.gateway6) if gateway]
     return EgressRules(
@@ -64,18 +76,38 @@ def egress_rules(intent: TenantIntent, servers: Sequence[tuple[str, int]], own: 
     )
 
 
-def client_rules(policy: PolicyIntent, labels: Mapping[str, str], addresses: Iterable[str]) -> ClientRules | None:
-    """Return the rules of an instance with these labels and addresses; None if no rule with a name concerns it, or a
-    policy closes DNS to it."""
-    concerning = [each for each in policy.policies if _concerns(each, labels)]
-    if not all(each.dns for each in concerning):
-        return None
-    rules = [rule for each in concerning for rule in each.rules if rule.direction == "out"]
-    names = dict.fromkeys(found for rule in rules for found in _name_rules(rule))
-    if not names:
-        return None
-    ranges = (found for rule in rules for peer in rule.peers for found in _ranges(policy, peer, rule.ports))
-    return ClientRules(tuple(addresses), tuple(names), tuple(dict.fromkeys(ranges)))
+class ClientCompiler:
+    """Compiles the rules of instances by their labels, under the same policies and groups. What was compiled is kept:
+    many instances have the same labels, and each time all policies are looked at."""
+
+    def __init__(self, policy: PolicyIntent) -> None:
+        self._policy = policy
+        self._enforced = [each for each in policy.policies if not each.audit and "out" in each.directions]
+        self._known: dict[frozenset[tuple[str, str]], ClientRules | None] = {}
+
+    def fits(self, policy: PolicyIntent) -> bool:
+        """Whether these are the same policies and groups."""
+        return (policy.policies, policy.groups) == (self._policy.policies, self._policy.groups)
+
+    def rules(self, labels: Mapping[str, str], addresses: Iterable[str]) -> ClientRules | None:
+        """Return the rules of an instance with these labels and addresses; None if no rule with a name concerns it, or
+        a policy closes DNS to it."""
+        key = frozenset(labels.items())
+        if key not in self._known:
+            self._known[key] = self._compiled(labels)
+        found = self._known[key]
+        return found and ClientRules(tuple(addresses), found.rules, found.open)
+
+    def _compiled(self, labels: Mapping[str, str]) -> ClientRules | None:
+        concerning = [each for each in self._enforced if _selects(each.select, labels)]
+        if not all(each.dns for each in concerning):
+            return None
+        rules = [rule for each in concerning for rule in each.rules if rule.direction == "out"]
+        names = dict.fromkeys(found for rule in rules for found in _name_rules(rule))
+        if not names:
+            return None
+        ranges = (found for rule in rules for peer in rule.peers for found in _ranges(self._policy, peer, rule.ports))
+        return ClientRules((), tuple(names), tuple(dict.fromkeys(ranges)))
 
 
 def has_names(policies: Iterable[Policy]) -> bool:
@@ -91,8 +123,22 @@ def _instances(ports: Iterable[Port]) -> dict[str, list[str]]:
     return found
 
 
-def _concerns(policy: Policy, labels: Mapping[str, str]) -> bool:
-    return not policy.audit and "out" in policy.directions and _selects(policy.select, labels)
+def _of_pairs(ports: Sequence[Port], clients: Mapping[str, ClientRules]) -> dict[str, list[str]]:
+    """Return the single addresses that instances may use beside those of their ports. One that several may use (VRRP)
+    is the first one's if all of them have the same rules; else nobody has names with it. Ranges are left out."""
+    holders: dict[str, set[str]] = {}
+    for port in ports:
+        for pair in port.allowed_pairs:
+            if "/" not in pair.address:
+                holders.setdefault(pair.address, set()).add(port.instance)
+    own = {address for port in ports for address in (port.address, port.address6)} if holders else set()
+    found: dict[str, list[str]] = {}
+    for address in sorted(holders.keys() - own):
+        first, *others = sorted(holders[address])
+        rules = [(client.rules, client.open) if (client := clients.get(each)) else None for each in (first, *others)]
+        if rules[0] and all(each == rules[0] for each in rules):
+            found.setdefault(first, []).append(address)
+    return found
 
 
 def _selects(selector: Selector, labels: Mapping[str, str]) -> bool:

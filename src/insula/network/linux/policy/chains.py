@@ -203,6 +203,9 @@ _CHAINS = f"""
         ip6 saddr fe80::/10 drop comment "whose it is can't be looked up"
         meta mark @without_dns goto refused
         meta mark set 0
+        jump source_peer
+        meta priority @unknown drop comment "it may send nothing"
+        meta priority set 0
     }}
 """
 
