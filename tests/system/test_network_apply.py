@@ -25,7 +25,7 @@ from tests.support.lab import Instance, Lab, isolated, two_tenants
 from tests.support.wait import until
 
 Seen = dict[str, object]
-OF_PACKETS = ("connections", "fragments", "leaving", "queries", "storms")  # sets whose elements packets add
+OF_PACKETS = ("connections", "fragments", "leaving", "queries", "storms", "visiting")  # sets whose elements packets add
 
 
 def seen(cloud: Lab, tenant: str) -> Seen:
@@ -48,9 +48,7 @@ def seen(cloud: Lab, tenant: str) -> Seen:
             place = line.strip() if line.strip().startswith("table") else place
             found[f"rule {number} in {place}"] = line
         for table, name, elements in _sets(listed):
-            for element in (
-                () if name.startswith(("connections", "fragments", "leaving", "queries", "storms")) else elements
-            ):
+            for element in () if name.startswith(OF_PACKETS) else elements:
                 found[f"element {element} in {table} {name}"] = element
         return found
 

@@ -151,6 +151,9 @@ def test_a_service_endpoint_reaches_over_networks_with_the_same_addresses(acme: 
     address = globex.ok(*create, "--ip", "10.0.0.50").strip()
     assert address == "10.0.0.50"
     assert fetch(globex, "client", address) == "twin" and fetch(globex, "client", "10.0.0.9") == "near"
+    until(lambda: fetch(globex, "client", f"svc.{name(acme)}.peer") == "twin", "its name is answered", timeout=10)
+    assert fetch(globex, "client", f"twin.{name(acme)}.peer") == "", "names of instances only where there are routes"
+    assert pings(globex, "client", address)
     findings = json.loads(globex.run("verify", "--json").out)["findings"]
     assert not [each for each in findings if "/" in each["source"] or "peer " in each["text"]], findings
     assert "already" in globex.fails(*create)
@@ -173,7 +176,7 @@ def test_a_service_endpoint_reaches_over_networks_with_the_same_addresses(acme: 
         "10.0.0.50" in globex.run("run", "-d", "--network", "default", "--ip", "10.0.0.50", "busybox", "sleep", "9").err
     ), "its address is taken"
     globex.ok("endpoint", "rm", "svc")
-    assert fetch(globex, "client", address) == ""
+    assert fetch(globex, "client", address) == "" and not pings(globex, "client", address)
     globex.ok(*create)
     acme.ok("peer", "end", name(globex))
     assert globex.json("endpoint", "ls") == [], "it goes with the peering"

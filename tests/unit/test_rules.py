@@ -169,7 +169,7 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
         }
         assert {element[:2] for element in ndp} == {("p7", MAC)} and len(ndp) == 2
         of_routers = {*routing.SETS, "inet closed"}
-        of_peerings = {"inet peer_protocols", "inet peer_ports"}
+        of_peerings = {f"inet {name}" for name in ("endpoints4", "endpoints6", "peer_protocols", "peer_ports")}
         assert {*found, "bridge ndp", *of_routers, *of_peerings} == set(rules.SETS)
         transact(rules.delete(TABLE, some[2]))
         transact(rules.delete(TABLE, some[2]))  # no error where there is none

@@ -107,7 +107,7 @@ class PeeringIntent(Struct, kw_only=True):
 
     `networks` are the names of this tenant's networks in it, and `allow` the ports there that the peer may open
     connections to. `others` are the peer's networks, and `opened` the ports that this tenant may open connections to.
-    `names` are the peer's instances there, with their addresses.
+    `names` are the peer's instances there, with their addresses, and this tenant's service endpoints to the peer.
     Unless `routed`, the two sides may have the same addresses, and reach each other by service endpoints only:
     `consumes` are this tenant's, `provides` what those of the peer lead to.
     """

@@ -257,12 +257,13 @@ class ReferenceModel:
                     found = length, int(ip_address(route.next_hop))
         return found[1] if found else None
 
-    def _gateway_for(self, mine: Port, range_: NumberRange) -> Literal["own", "joined", "none"]:
-        """Tell whether an atom is the gateway of a port's network, or of one that its router joins."""
+    def _gateway_for(self, mine: Port, range_: NumberRange) -> Literal["own", "pinged", "none"]:
+        """Tell whether an atom is the gateway of a port's network, or is only pinged: a service endpoint there, or the
+        gateway of another network that its router joins."""
         for name, network in self._joined(mine.network).items():
             if range_.low == self.gateway(network) == range_.high:
-                return "own" if name == mine.network else "joined"
-        return "none"
+                return "own" if name == mine.network else "pinged"
+        return "pinged" if any(self._services_at(mine, range_)) else "none"
 
     def of_peer(self, space: Space, senders: Sequence[PacketSource]) -> Expectation:
         """Return what packets from a peering should reach: the ports of its networks that it allows, if policies do."""
@@ -463,10 +464,10 @@ class _Services:
             ):
                 self._near |= 1 << number
 
-    def of_router(self, gateway: Literal["own", "joined", "none"]) -> _ToRouter:
+    def of_router(self, gateway: Literal["own", "pinged", "none"]) -> _ToRouter:
         """Return the services of a gateway, which answers echo requests, and its own network's DNS queries. Any address
         of the router may be asked by neighbor discovery and DHCP."""
-        answered = {"own": self.of_resolver | self._echo, "joined": self._echo, "none": 0}[gateway]
+        answered = {"own": self.of_resolver | self._echo, "pinged": self._echo, "none": 0}[gateway]
         further = self._resolvers if gateway == "own" else 0
         return _ToRouter(answered & self._usual, answered | further | self._near)
 

@@ -1,7 +1,8 @@
-"""A tenant with a peering that wants more: other addresses and networks, the router, third tenants, forged sources."""
+"""A tenant with a peering that wants more: other addresses and networks, third tenants, all connections."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -11,6 +12,7 @@ from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.network.addresses import gateway_mac
+from insula.network.linux import rules, sysctl
 from tests.support.frames import ethernet, icmpv6, udp
 from tests.support.lab import SOON, Instance, isolated
 from tests.system.network_peering.world import ICMP, TCP80, PeeredLab, two_tenants
@@ -159,3 +161,28 @@ def test_an_address_on_the_device_of_a_peering_gives_no_way_in() -> None:
     send("10.2.1.1", web.port.address, b"from another network of it")
     assert not spy.sees(b"from another network of it", SHORT)
     assert app.pings(web.port.address)
+
+
+FEW = 40
+
+
+@isolated
+def test_a_peer_can_not_use_up_the_connections_of_a_tenant(few: None) -> None:
+    cloud, web, app = joined()
+    cloud.instance("acme", "other", "net", 10)
+    cloud.instance("globex", "second", "net", 10)
+    for client in (app, cloud.instances["globex", "second"]):
+        for family, target in ((socket.AF_INET, web.port.address), (socket.AF_INET6, str(web.port.address6))):
+            with client.socket(family, socket.SOCK_DGRAM) as sock:
+                for port in range(1, 2 * FEW):
+                    with contextlib.suppress(OSError):  # nobody listens there
+                        sock.sendto(b"x", (target, port))
+    count = int(call_in(cloud.inside("acme"), lambda: sysctl.read("netfilter/nf_conntrack_count")) or 0)
+    assert FEW < count < 3 * FEW, "of both versions together"
+    assert not cloud.instances["globex", "second"].pings(web.port.address, SHORT)
+    assert cloud.instances["acme", "other"].pings(web.port.address), "its own are not counted with them"
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "CONNECTIONS", 2 * FEW)

@@ -139,7 +139,9 @@ class Intents:
                 continue
             networks = await NETWORKS.readable(store, side.tenant)
             running = [instance for instance, runs in self._instances(side.tenant) if runs]
-            joined = {i.name: [port for port in i.plugged if port.network in side.networks] for i in running}
+            reached = side.networks if peering.is_routed else []
+            joined = {i.name: [port for port in i.plugged if port.network in reached] for i in running}
+            consumed = [each for each in endpoints if _is_of(each, peering)]
             found.append(
                 PeeringIntent(
                     index=peering.index,
@@ -150,10 +152,13 @@ class Intents:
                     others=[network for network in networks if network.name in side.networks],
                     opened=side.allow,
                     routed=peering.is_routed,
-                    consumes=[_consumed(each) for each in endpoints if _is_of(each, peering)],
+                    consumes=[_consumed(each) for each in consumed],
                     provides=await self._provided(name, peering, own),
                     names={
-                        each: [a for port in some for a in addresses(port)] for each, some in joined.items() if some
+                        **{each.name: _addresses_of(each) for each in consumed},
+                        **{
+                            name: [a for port in some for a in addresses(port)] for name, some in joined.items() if some
+                        },
                     },
                 )
             )
@@ -197,10 +202,14 @@ def _consumed(endpoint: ServiceEndpoint) -> ConsumedService:
     return ConsumedService(
         number=endpoint.number,
         network=endpoint.network,
-        addresses=[each for each in (endpoint.address, endpoint.address6) if each],
+        addresses=_addresses_of(endpoint),
         protocol=endpoint.protocol,
         port=endpoint.port,
     )
+
+
+def _addresses_of(endpoint: ServiceEndpoint) -> list[str]:
+    return [each for each in (endpoint.address, endpoint.address6) if each]
 
 
 def _in_place_of(tenant: str, damaged: Entry) -> Policy:

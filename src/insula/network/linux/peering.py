@@ -127,7 +127,7 @@ def _has_ipv6(end: PeeringEnd) -> bool:
     return any(network.gateway6 for network in end.networks)
 
 
-def elements(networks: Mapping[str, Network], peerings: Iterable[PeeringIntent]) -> dict[str, list[tuple[str, ...]]]:
+def elements(networks: Mapping[str, Network], peerings: Sequence[PeeringIntent]) -> dict[str, list[tuple[str, ...]]]:
     """Return the set elements of a tenant's peerings. `networks` are the tenant's that are installed, by name."""
     paths: list[tuple[str, ...]] = []
     protocols: set[tuple[str, ...]] = set()
@@ -144,7 +144,12 @@ def elements(networks: Mapping[str, Network], peerings: Iterable[PeeringIntent])
                 numbers = range(match.port, (match.end_port or match.port) + 1)
                 ports |= {(device, match.protocol, str(number)) for number in numbers}
         paths += transit.paths(networks, peering)
-    return {"inet paths": paths, "inet peer_protocols": sorted(protocols), "inet peer_ports": sorted(ports)}
+    return {
+        **transit.pinged(networks, peerings),
+        "inet paths": paths,
+        "inet peer_protocols": sorted(protocols),
+        "inet peer_ports": sorted(ports),
+    }
 
 
 def _protocols(match: PortMatch) -> Sequence[str]:

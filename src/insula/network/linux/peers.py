@@ -53,7 +53,8 @@ class Peers:
 
     def names_beyond(self, tenant: Tenant, port: Port) -> list[tuple[Tenant, str]]:
         """Return the tenants that reach a port by a peering and are here, with the instance's name there."""
-        joined = [each for each in self._peerings.get(tenant.name, ()) if port.network in each.networks]
+        peerings = [each for each in self._peerings.get(tenant.name, ()) if each.routed]
+        joined = [each for each in peerings if port.network in each.networks]
         name = f"{port.instance}.{tenant.name}.{DOMAIN}"
         return [(each.peer, name) for each in joined if self._tenants.has(each.peer)]
 

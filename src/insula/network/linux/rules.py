@@ -38,7 +38,7 @@ from insula.network.linux import gateway_rules, keys, name_rules, naming, pairs
 from insula.network.linux.policy import chains as policy
 from insula.network.packets import DSCP
 
-CONNECTIONS: Final = 16384  # of a tenant to the outside: all tenants share the host's table of connections
+CONNECTIONS: Final = 16384  # of a tenant to the outside, whose table is the host's; of a peer to a tenant, in its table
 CONNECTIONS_EACH: Final = 8192  # of an address of an instance to anywhere, and of all its addresses to the outside
 GROUP_FRAMES: Final = 100  # a second from a port to broadcast and multicast addresses: each goes to all ports
 GROUP_BURST: Final = 2000  # of these at once: an instance may look for all others of its network
@@ -152,6 +152,9 @@ table inet {table} {{
     set connections4 {{ type ipv4_addr; size 65535; flags dynamic; }}
     set connections6 {{ type ipv6_addr; size 65535; flags dynamic; }}
     set leaving {{ typeof iifname . ether saddr; size 65535; flags dynamic; }}
+    set visiting {{ typeof iifname; size 65535; flags dynamic; }}
+    set endpoints4 {{ typeof iifname . ip daddr; }}
+    set endpoints6 {{ typeof iifname . ip6 daddr; }}
     set queries4 {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set queries6 {{ type ipv6_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
     set external4 {{ typeof ip daddr; }}
@@ -189,6 +192,8 @@ table inet {table} {{
         iifname . ip6 daddr @gateways6 goto services
         icmp type echo-request meta mark set iifname map @routers ip daddr . meta mark @routed4 accept
         icmpv6 type echo-request meta mark set iifname map @routers ip6 daddr . meta mark @routed6 accept
+        icmp type echo-request iifname . ip daddr @endpoints4 accept comment "service endpoints of linux.transit"
+        icmpv6 type echo-request iifname . ip6 daddr @endpoints6 accept
         iifname "{egress}*" meta l4proto {{ tcp, udp }} th dport 53 goto services
         iifname "{egress}*" reject with icmpx admin-prohibited
     }}
@@ -235,6 +240,7 @@ table inet {table} {{
         oifname "{uplink}" ct state new add @leaving {{ iifname . ether saddr ct count over {each} }} drop
         oifname "{uplink}" ct state new ct count over {connections} drop comment "tenants share the host's table"
         ct direction original iifname "{peering}*" jump from_peer
+        iifname "{peering}*" ct state new add @visiting {{ iifname ct count over {connections} }} drop
         ct direction reply oifname "{peering}*" jump to_peer
         jump policies
         ct mark set meta nfproto map @epoch accept
@@ -352,6 +358,8 @@ _TYPES: Final = {
     "inet gateways6": "d6",
     "inet routed4": "4n",
     "inet routed6": "6n",
+    "inet endpoints4": "d4",
+    "inet endpoints6": "d6",
     "inet peer_protocols": "dp",
     "inet peer_ports": "dps",
     "inet egress_sent": "v",

@@ -101,6 +101,16 @@ def addresses(networks: Mapping[str, Network], peerings: Iterable[PeeringIntent]
     return found
 
 
+def pinged(networks: Mapping[str, Network], peerings: Iterable[PeeringIntent]) -> dict[str, list[tuple[str, ...]]]:
+    """Return the set elements by which the router answers pings to endpoints, whether the service runs or not."""
+    found: dict[str, list[tuple[str, ...]]] = {"inet endpoints4": [], "inet endpoints6": []}
+    for each in [endpoint for peering in peerings for endpoint in peering.consumes]:
+        if network := networks.get(each.network):
+            for address in each.addresses:
+                found[f"inet endpoints{_version(address)}"].append((naming.bridge(network.index), address))
+    return found
+
+
 def paths(networks: Mapping[str, Network], peering: PeeringIntent) -> list[tuple[str, ...]]:
     """Return the paths from networks with endpoints to the peering that they use."""
     used = [networks[each.network] for each in peering.consumes if each.network in networks]
