@@ -71,9 +71,12 @@ def parse_subnet(text: str, version: int, *, reserved: Iterable[str] = ()) -> Su
     return subnet
 
 
-def parse_range(text: str) -> str:
+def parse_range(text: str, *, reserved: Iterable[str] = ()) -> str:
     """Parse an address, or a range in CIDR notation, of an allowed address pair; returns it in canonical form, an
-    address without its length. `Invalid` if it is malformed, has host bits, or overlaps what no port may send from."""
+    address without its length. `Invalid` if it is malformed, has host bits, or overlaps what no port may send from.
+
+    `reserved` are further ranges: those of the uplinks.
+    """
     try:
         found = ip_network(text, strict=False)
         if ip_address(text.partition("/")[0]) != found.network_address or "%" in text:
@@ -81,7 +84,7 @@ def parse_range(text: str) -> str:
     except ValueError:
         what = f"{shorten(text)} is neither an address nor a range in CIDR notation"
         raise Invalid(what, "as in 10.0.0.100 or 10.9.0.0/16") from None
-    for other, reason in _RESERVED:
+    for other, reason in (*_RESERVED, *((ip_network(r), "is used for this host's uplinks") for r in reserved)):
         if _overlap(found, other):
             raise Invalid(f"address pair {found} can't be allowed: {other} {reason}", "use other addresses")
     return str(found.network_address) if found.prefixlen == found.max_prefixlen else str(found)

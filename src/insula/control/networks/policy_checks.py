@@ -81,6 +81,7 @@ def check_directions(directions: Sequence[Direction]) -> list[Direction]:
 def check_rules(given: Sequence[PolicyRule], directions: Sequence[Direction]) -> list[PolicyRule]:
     """Return rules in canonical form, each once. Invalid."""
     found: list[PolicyRule] = []
+    _check_number(given)
     for rule in given:
         if rule.direction not in directions:
             what = f"a rule is of direction {rule.direction}, in which the policy selects nothing"
@@ -99,14 +100,19 @@ def check_operator_rules(given: Sequence[OperatorRule]) -> list[OperatorRule]:
     """Return the operator's rules in canonical form and in their order. Invalid."""
     if not given:
         raise Invalid("the policy has no rules", "add one: accept, deny or pass")
+    _check_number(given)
     found = [_check_rule(rule) for rule in given]
     _check_size(found)
     return found
 
 
+def _check_number(given: Sequence[PolicyRule] | Sequence[OperatorRule]) -> None:
+    """Raise Invalid before any rule is looked at, if they are too many."""
+    if len(given) > rules.MAX_POLICY_RULES:
+        raise Invalid(f"the policy has {len(given)} rules", f"use at most {rules.MAX_POLICY_RULES}")
+
+
 def _check_size(found: Sequence[PolicyRule] | Sequence[OperatorRule]) -> None:
-    if len(found) > rules.MAX_POLICY_RULES:
-        raise Invalid(f"the policy has {len(found)} rules", f"use at most {rules.MAX_POLICY_RULES}")
     if sum(len(rule.peers) for rule in found) > MAX_PEERS_IN_ALL:
         raise Invalid("the policy's rules have too many peers", f"use at most {MAX_PEERS_IN_ALL}, or address groups")
 
@@ -130,6 +136,8 @@ def _check_peer(peer: PolicyPeer) -> PolicyPeer:
         check_label("group", peer.group)
     elif isinstance(peer, CidrPeer):
         cidr = check_cidr(peer.cidr)
+        if len(peer.exceptions) > rules.MAX_EXCEPTIONS:
+            raise Invalid(f"{cidr} has {len(peer.exceptions)} exceptions", f"use at most {rules.MAX_EXCEPTIONS}")
         return replace(peer, cidr=cidr, exceptions=[_check_exception(cidr, each) for each in peer.exceptions])
     return peer
 

@@ -17,7 +17,7 @@ from insula.control.networks.controller import NetworkController
 from insula.control.networks.intents import addresses
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import Instance, Network, NetworkAttachment, Port, Tenant
-from insula.network.addresses import allocate, parse_mac, port_mac
+from insula.network.addresses import allocate, parse_mac, parse_range, port_mac
 from insula.network.fabric import Nic
 from insula.store.protocol import Entry
 
@@ -94,9 +94,11 @@ class Ports:
         await self._check_pairs(network, wanted)
 
     async def _check_pairs(self, network: Network, wanted: NetworkAttachment) -> None:
-        """Raise Conflict if a pair has the gateway's address, or the MAC address of another port."""
+        """Raise Conflict if a pair has the gateway's address, or the MAC address of another port, Invalid if its range
+        is one of the uplinks."""
         macs = await self.context.allocators.of(_mac_kind(network.tenant, network.name)).taken()
         for pair in wanted.allowed_pairs:
+            parse_range(pair.address, reserved=self.context.fabric.reserved)
             if pair.address in (network.gateway, network.gateway6):
                 raise Conflict(f"address {pair.address} is the gateway of {network.name}", "allow another one")
             if pair.mac and pair.mac != wanted.mac and pair.mac in macs:
