@@ -144,6 +144,25 @@ def test_a_shorter_lease_ends_no_longer_one_and_repetitions_write_nothing() -> N
     assert list(kernel.live().values()) == [86_460]
 
 
+def test_a_name_that_is_asked_for_after_its_lease_is_leased_again() -> None:
+    kernel = Kernel(HTTPS)
+    for _ in range(3):
+        assert kernel.grant() and (A4, SITE, "tcp", 443) in kernel.open()
+        kernel.now += limits.LEAST + limits.GRACE + 1
+        assert not kernel.open()
+
+
+def test_an_idle_connection_is_made_again_without_a_look_up() -> None:
+    """As a channel of gRPC does, after 370 seconds without a packet."""
+    kernel = Kernel(HTTPS)
+    kernel.grant(ttl=1)
+    for _ in range(6):
+        kernel.now += 60
+        kernel.commit(kernel.leases.renew({(A4, SITE)}))
+    kernel.now += 10
+    assert (A4, SITE, "tcp", 443) in kernel.open() and kernel.leases.covers("a", SITE, 443, "api.example.com")
+
+
 def test_a_connection_keeps_its_lease_and_others_end() -> None:
     kernel = Kernel(HTTPS)
     kernel.grant("api.example.com", SITE, OTHER)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from insula.kernel import netlink, syscalls
+from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink.conntrack import ConntrackSocket
 from insula.kernel.netns import call_in
-from insula.network.names import edns, wire
+from insula.network.names import edns, forwarder, wire
 from insula.network.names.rules import ClientRules, DestinationRange, EgressRules, NameRule
 from insula.network.names.wire import Message, Question, Record
 from tests.support.internet import (
@@ -81,15 +88,38 @@ def test_a_name_outside_the_rules_never_leaves() -> None:
     assert len(w.server.asked) == 1, "the tenant's own names are asked of its own server"
 
 
+_LOOK_UP = """if True:
+    import json, socket, sys
+    try:
+        found = socket.getaddrinfo(sys.argv[1], 0, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        found = error.errno
+    print(json.dumps(found if isinstance(found, int) else sorted(each[4][0] for each in found)))
+"""
+
+
 @isolated
-def test_a_search_list_is_gone_through_at_once() -> None:
-    """As a C library with ndots:5 does: five names that are denied before the one that is meant."""
+def test_a_c_library_goes_through_its_search_list_and_asks_for_both_versions_of_ip() -> None:
+    """With ndots:5, names of the list that are denied come before the one that is meant. A denial other than NXDOMAIN
+    would end the list, or be waited for."""
     w = world()
-    suffixes = ["", ".acme.internal", ".internal", ".corp.test", ".test"]
-    began = time.monotonic()
-    for suffix in suffixes:
-        assert ask(w.client, f"other.name{suffix}") is not None
-    assert time.monotonic() - began < patiently(0.5)
+    Path("/run/resolv.conf").write_text(
+        f"nameserver {GATEWAY4}\nsearch acme.internal corp.test example.com\noptions ndots:5 timeout:60 attempts:1\n"
+    )
+    place = os.path.realpath("/etc/resolv.conf")
+    syscalls.mount("/run/resolv.conf", place, None, syscalls.MS_BIND)
+
+    def found(name: str) -> object:
+        command = [sys.executable, "-c", _LOOK_UP, name]
+        run = functools.partial(subprocess.run, command, capture_output=True, timeout=50, check=True)
+        return json.loads(call_in(w.client, run).stdout)
+
+    for name in ("api.example.com", "api"):
+        assert found(name) == [SITE6, SITE], name
+    assert found("other.name") == socket.EAI_NONAME
+    left = {name for name, _ in w.server.asked}
+    assert left == {"api.example.com", "api.example.com.example.com", "other.name.example.com"}, "a rule allows these"
+    assert greeting(w.client, SITE, PORT) == SITE and greeting(w.client, SITE6, PORT) == SITE6
 
 
 @isolated
@@ -116,9 +146,6 @@ def test_other_servers_are_not_reached() -> None:
 
 def call_in_has(w: NamesWorld, address: str) -> bool:
     """Give the internet one more address."""
-    from insula.kernel import netlink
-    from insula.kernel.netlink import Rtnl
-
     with call_in(w.internet, Rtnl) as rtnl:
         rtnl.execute(netlink.add_address(1, f"{address}/32"))
     return True
@@ -165,10 +192,13 @@ def test_clients_keep_answers_for_a_shorter_time_than_leases_last(ttl: int) -> N
 @isolated
 def test_sixty_addresses_in_turn() -> None:
     w = world()
+    TcpServer(w.internet, "0.0.0.0", 22, echo)
+    w.allow(https("*.example.com", 22))
     for turn in range(60):
         w.server.records = []
         w.server.names("api.example.com", *(SITES[(turn + k) % 60] for k in range(4)))
-        assert len(addresses_in(ask(w.client, "api.example.com"))) == 4
+        told = addresses_in(ask(w.client, "api.example.com"))
+        assert len(told) == 4 and greeting(w.client, told[-1], 22) == told[-1]
     assert len(w.gates.leases("acme")) == 60
 
 
@@ -347,6 +377,48 @@ def test_floods_and_tunnels_are_slowed_down() -> None:
             pass
     assert len(w.server.asked) < 200, "data hidden in names of an allowed domain leaves slowly"
     assert refused > 0
+
+
+@isolated
+def test_a_flood_of_one_instance_does_not_slow_down_another() -> None:
+    """Over UDP, and over more connections of TCP than an instance may have."""
+    w, other = world(), "10.0.0.3"
+    w.apply(EgressRules(w.rules.clients | {"db": ClientRules((other,), (RULE,))}, w.rules.servers, own=w.rules.own))
+    with call_in(w.client, Rtnl) as rtnl:
+        rtnl.execute(netlink.add_address(rtnl.index("eth0") or 0, f"{other}/24"))
+
+    def bound(kind: int, source: str) -> socket.socket:
+        sock: socket.socket = call_in(w.client, lambda: socket.socket(socket.AF_INET, kind))
+        sock.settimeout(patiently(3))
+        sock.bind((source, 0))
+        sock.connect((GATEWAY4, 53))
+        return sock
+
+    def codes(sock: socket.socket, count: int) -> list[int]:
+        """The response codes of so many queries, as far as they are answered."""
+        found: list[int] = []
+        with contextlib.suppress(TimeoutError):
+            while len(found) < count:
+                found.append(sock.recv(512)[3] & 15)
+                sock.settimeout(patiently(1))
+        return found
+
+    held = [bound(socket.SOCK_STREAM, CLIENT4) for _ in range(60)]
+    flood, few = bound(socket.SOCK_DGRAM, CLIENT4), bound(socket.SOCK_DGRAM, other)
+    began = time.monotonic()
+    for sock, count in ((flood, 600), (few, 50)):
+        for _ in range(count):
+            sock.send(query_of("api.example.com"))
+    assert codes(few, 50) == [wire.NOERROR] * 50, "the other has asked little"
+    answered = codes(flood, 600)
+    most = forwarder.BURST + forwarder.RATE * (time.monotonic() - began)
+    assert wire.REFUSED in answered and 0 < answered.count(wire.NOERROR) <= most
+    with bound(socket.SOCK_STREAM, other) as sock:
+        query = query_of("api.example.com")
+        sock.sendall(struct.pack("!H", len(query)) + query)
+        assert sock.recv(512)[5] & 15 == wire.NOERROR
+    for sock in (*held, flood, few):
+        sock.close()
 
 
 @isolated

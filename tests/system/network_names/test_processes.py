@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import ssl
 import time
 from pathlib import Path
 
 import pytest
 
+from insula.kernel.netlink.nftables import TimedElement, refresh_elements
 from insula.kernel.netns import call_in
 from insula.network.linux.gates import NameGates
-from insula.network.names.rules import EgressRules
+from insula.network.names.elements import LeaseElement
+from insula.network.names.rules import ClientRules, Destination, EgressRules
 from tests.support.internet import TcpServer, addresses_in, ask, certificate, echo, greeting, tls_echo, tls_greeting
 from tests.support.lab import eventually, isolated
 from tests.support.names_world import SITES, NamesWorld, https
 from tests.support.wait import patiently
 
+CHECKED = Destination("tcp", 443, True)
 SITE, SITE6, PORT, NAME = SITES[0], "2606:2800::1", 8443, "api.example.com"
 
 
@@ -135,8 +137,6 @@ def test_many_kills_in_a_row_end_well() -> None:
 
 @isolated
 def test_a_thousand_rules_of_five_hundred_instances() -> None:
-    from insula.network.names.rules import ClientRules
-
     w = world()
     clients = {
         f"i{n}": ClientRules((f"10.1.{n >> 8}.{n & 255}",), tuple(https(f"n{k}.site{n}.test") for k in range(20)))
@@ -145,6 +145,19 @@ def test_a_thousand_rules_of_five_hundred_instances() -> None:
     began = time.monotonic()
     w.apply(EgressRules({**w.rules.clients, **clients}, w.rules.servers, w.rules.own_servers, w.rules.own))
     assert time.monotonic() - began < patiently(3) and works(w)
+    for n in range(500):  # as after a crash with a lease for each name of each instance
+        elements = [
+            TimedElement(
+                LeaseElement(f"10.1.{n >> 8}.{n & 255}", f"93.{n >> 8}.{n & 255}.{k}", CHECKED).key,
+                300_000,
+                f"n{k}.site{n}.test",
+            )
+            for k in range(20)
+        ]
+        w.nftables.transact(*refresh_elements("inet", "t", "checked4", elements))
+    before = w.pids()
+    os.kill(before[1], signal.SIGKILL)
+    eventually(lambda: len(w.pids()) == 3 and not set(w.pids()[1:]) & set(before))
+    eventually(lambda: len(w.gates.leases("acme")) == 10_001)
     memory = [int(status_of(pid)["RssAnon"].split()[0]) for pid in w.pids()]
     assert max(memory) < 100_000, memory  # KiB
-    assert ssl.OPENSSL_VERSION
