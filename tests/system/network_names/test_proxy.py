@@ -267,6 +267,21 @@ def test_servers_that_do_not_answer_or_end() -> None:
 
 
 @isolated
+def test_a_server_gets_nothing_of_what_is_refused() -> None:
+    w = world(https("*.example.com", 443, 80))
+    received: list[bytes] = []
+    for port in (443, 80):
+        TcpServer(w.internet, SITES[7], port, lambda sock: received.append(sock.recv(65536)))
+    w.server.names("heard.example.com", SITES[7])
+    ask(w.client, "heard.example.com")
+    for port, refused in ((443, hello_of_openssl(NAMES[0])), (80, b"GET / HTTP/1.1\r\nHost: evil.test\r\n\r\n")):
+        assert talk(w, SITES[7], port, refused) == b"reset"
+    good = hello_of_openssl("heard.example.com")
+    talk(w, SITES[7], 443, good)
+    assert [each for each in received if each] == [good], "the control"
+
+
+@isolated
 def test_nobody_reaches_the_gate_past_the_rules() -> None:
     w = world()
     for address in ("192.0.2.53", "2001:db8:53::53", "10.0.0.1", "fd00::1"):

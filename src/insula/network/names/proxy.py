@@ -46,6 +46,8 @@ class RelayedConnection:
         self.names: set[str] = set()  # that were checked
         self._proxy, self._near = proxy, sock
         self._far = socket.socket(sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._far.connect_ex((self.address, self.port))  # nothing is sent before the check; `_connect` waits for this
         self._loop = asyncio.get_running_loop()
         self._directions: list[SpliceDirection] = []
         self._left = 2  # directions that have not ended
@@ -128,7 +130,6 @@ class RelayedConnection:
         """Connect to the server, within the time that `limit` is set to."""
         await self._allow(host)
         limit.reschedule(self._loop.time() + CONNECT)
-        self._far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await self._loop.sock_connect(self._far, (self.address, self.port))
 
     def _prepare(self) -> None:
