@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from insula.control.networks.overload import OverloadControl
+from insula.control.tasks import Tasks
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink import traffic_control as tc
 from insula.kernel.netlink.traffic_control import ClassCounters
 from insula.kernel.netns import call_in
 from insula.model.guarantees import Rate, Shaping
 from insula.network.linux.guarantees import overlay, tree
-from insula.network.linux.guarantees.control import OverlayFlow, ReceivingHost, decide, offered_by
 from tests.support.hosts import Cloud, Host
 from tests.support.lab import isolated
 from tests.support.load import rates, sink, tcp, udp
@@ -50,18 +55,6 @@ def counters(cloud: Cloud, host: Host, direction: str) -> dict[str, int]:
                 counted = host.fabric.shaper.counters(rtnl, tenant.index)
                 found[name] = counted[direction].bytes if direction in counted else 0
             return found
-
-    return host.do(read)
-
-
-def queue(cloud: Cloud, host: Host, tenant: str) -> ClassCounters:
-    """The queue of what a tenant sends from a host."""
-
-    def read() -> ClassCounters:
-        with Rtnl() as rtnl:
-            index = rtnl.index(host.fabric.shaper.device("out"))
-            assert index is not None
-            return tc.class_counters(rtnl, index)[tree.rest(cloud.tenants[tenant].index)]
 
     return host.do(read)
 
@@ -121,28 +114,126 @@ def _sent(host: Host) -> int:
     return int(fields[8])
 
 
-@isolated
-def test_the_receiver_s_floor_holds_against_tcp_and_with_the_loop_against_a_flood() -> None:
-    """acme has one connection from host 1 to 3; globex floods host 3 from host 2, with ten times what fits."""
-    cloud = two_tenants(count=3)
-    one, two, three = cloud.hosts
-    for name, host in (("acme", 1), ("globex", 2)):
-        cloud.instance(name, "a", host)
-        cloud.instance(name, "b", 3)
-        cloud.apply(name, shaping=floor(60 if name == "acme" else None))
-    switch_port_of(three)
-    acme, globex = (cloud.instances[name, "a"] for name in ("acme", "globex"))
-    targets = {name: cloud.instances[name, "b"] for name in ("acme", "globex")}
-    with contextlib.ExitStack() as load:
-        for each in targets.values():
-            load.enter_context(sink(each.netns, SINK))
-        load.enter_context(tcp(acme.netns, targets["acme"].port.address, SINK, control=CUBIC))
-        with tcp(globex.netns, targets["globex"].port.address, SINK, connections=8, control=CUBIC):
+class Controls:
+    """What insulad runs on each host, and messages between the hosts without a way that takes time."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.of: dict[str, OverloadControl] = {}
+        self.call(self._begin(cloud))
+
+    async def _begin(self, cloud: Cloud) -> None:
+        tasks = Tasks()
+        for host in cloud.hosts:
+            tell = functools.partial(self._tell, host.address)
+            control = self.of[host.address] = OverloadControl(host.fabric, tasks, tell)
+            control.set_hosts(each.address for each in cloud.hosts if each is not host)
+            tasks.spawn(control.run())
+
+    async def _tell(self, receiver: str, sender: str, ceilings: Mapping[int, int]) -> None:
+        await self.of[sender].limit(receiver, ceilings)
+
+    def call(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+
+@pytest.mark.parametrize("flood", ["udp", "cubic", "reno", "bbr"])
+def test_the_receiver_s_floor_holds_and_a_flood_is_limited_where_it_is_sent(flood: str) -> None:
+    """acme has one connection from host 1 to 3; globex sends ten times what fits from host 2 to 3."""
+
+    @isolated
+    def test() -> None:
+        cloud = two_tenants(count=3)
+        one, two, three = cloud.hosts
+        for name, host in (("acme", one), ("globex", two)):
+            cloud.instance(name, "a", host.number)
+            cloud.instance(name, "b", 3)
+            cloud.apply(name, shaping=floor(60 if name == "acme" else None))
+        switch_port_of(three)
+        acme, globex = (cloud.instances[name, "a"] for name in ("acme", "globex"))
+        to = {name: cloud.instances[name, "b"].port.address for name in ("acme", "globex")}
+        with contextlib.ExitStack() as load:
+            for name in cloud.tenants:
+                load.enter_context(sink(cloud.instances[name, "b"].netns, SINK))
+            load.enter_context(tcp(acme.netns, to["acme"], SINK, control=CUBIC))
+            flooding = (
+                udp(globex.netns, to["globex"], SINK)
+                if flood == "udp"
+                else tcp(globex.netns, to["globex"], SINK, connections=8, control=flood)
+            )
+            load.enter_context(flooding)
+            controls = Controls(cloud)
             _holds(cloud, three)
-        load.enter_context(udp(globex.netns, targets["globex"].port.address, SINK))
-        caps = _loop(cloud, {"globex": two, "acme": one}, three, rounds=8)
-        assert OverlayFlow("globex", "2", "3") in caps
-        _holds(cloud, three)
+            index = {name: tenant.index for name, tenant in cloud.tenants.items()}
+            told = controls.of[three.address]
+            if flood == "udp":
+                assert index["globex"] in told.ceilings
+                assert 1 * MBIT <= told.ceilings[index["globex"]] <= 60 * MBIT
+                number = next(n for n in _classes(two) if tree.is_destination(n))
+                assert _classes(two)[number].drops > 0, "it is limited where it is sent"
+                assert cloud.drift() == []
+        if flood == "udp":
+            until(lambda: not told.ceilings, "ceilings go when there is no flood any more")
+            until(lambda: not any(tree.is_destination(n) for n in _classes(two)), "and their classes")
+
+    test()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_ceiling_for_a_host_is_about_packets_to_it_and_ends(version: int) -> None:
+    @isolated
+    def test() -> None:
+        cloud = Cloud(3, version)
+        acme = cloud.tenant("acme")
+        cloud.network("acme")
+        for number, name in enumerate("abc", 1):
+            cloud.instance("acme", name, number)
+        cloud.apply("acme", shaping=floor(60))
+        one, two, three = cloud.hosts
+        a, b, c = (cloud.instances["acme", name] for name in "abc")
+
+        def limited() -> dict[int, int]:
+            return {n: each.packets for n, each in _classes(one).items() if tree.is_destination(n)}
+
+        one.fabric.limit_senders(two.address, {acme.index: 10 * MBIT, 99: MBIT})
+        one.fabric.limit_senders(three.address, {acme.index: 20 * MBIT})
+        assert len(limited()) == 2, "of a tenant that isn't here there is none"
+        assert b.pings(a.port.address)
+        assert sorted(limited().values())[0] == 0, "host 3 got nothing"
+        assert sorted(limited().values())[1] > 0
+        assert cloud.drift() == []
+        one.fabric.limit_senders(three.address, {})
+        cloud.network("acme", "10.0.1.0/24", "fd01::/64", name="more")
+        cloud.apply("acme", shaping=floor(50))
+        assert len(limited()) == 1, "an intent leaves it alone"
+        controls = Controls(cloud)
+        controls.call(controls.of[one.address].limit(three.address, {acme.index: 20 * MBIT}))
+        assert len(limited()) == 2
+        until(lambda: len(limited()) == 1, "it ends, as the receiver doesn't tell it again")
+        one.do(one.fabric.close)
+        one.start()
+        cloud.apply("acme", shaping=floor(50))
+        assert limited() == {}, "the next daemon removes what it finds"
+        one.fabric.limit_senders(two.address, {acme.index: 10 * MBIT})
+        cloud.apply("acme")
+        assert a.pings(b.port.address)
+        assert a.pings(c.port.address)
+
+    test()
+
+
+def _classes(host: Host) -> Mapping[int, ClassCounters]:
+    """The classes of what a host sends."""
+
+    def read() -> Mapping[int, ClassCounters]:
+        with Rtnl() as rtnl:
+            index = rtnl.index(host.fabric.shaper.device("out"))
+            assert index is not None
+            return tc.class_counters(rtnl, index)
+
+    return host.do(read)
 
 
 def _holds(cloud: Cloud, receiver: Host) -> None:
@@ -154,23 +245,3 @@ def _holds(cloud: Cloud, receiver: Host) -> None:
         return True
 
     until(holds, "the floor holds", timeout=10)
-
-
-def _loop(cloud: Cloud, senders: Mapping[str, Host], receiver: Host, rounds: int) -> dict[OverlayFlow, int]:
-    """Run the loop some times: measure at the senders, decide, and set ceilings there."""
-    caps: dict[OverlayFlow, int] = {}
-    flows = {name: OverlayFlow(name, str(host.number), str(receiver.number)) for name, host in senders.items()}
-    known = {str(receiver.number): ReceivingHost(LINK, {"acme": 60 * MBIT})}
-
-    def count() -> dict[str, ClassCounters]:
-        return {name: queue(cloud, host, name) for name, host in senders.items()}
-
-    for _ in range(rounds):
-        began, before = time.monotonic(), count()
-        time.sleep(0.3)
-        after, took = count(), time.monotonic() - began
-        caps = decide(caps, {flows[n]: offered_by(before[n], after[n], took) for n in flows}, known)
-        for name, host in senders.items():
-            mbit = 60 if name == "acme" else None
-            cloud.apply(name, [host], shaping=floor(mbit, caps.get(flows[name])))
-    return caps

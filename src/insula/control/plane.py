@@ -44,6 +44,7 @@ from insula.control.networks.floating_ips import FloatingIps
 from insula.control.networks.guarantees import Guarantees
 from insula.control.networks.intents import Intents
 from insula.control.networks.operator_policies import OperatorPolicies
+from insula.control.networks.overload import OverloadControl
 from insula.control.networks.peerings import Peerings
 from insula.control.networks.policies import Policies
 from insula.control.networks.ports import Ports
@@ -114,6 +115,7 @@ class ControlPlane:
         self.events = Events(context)
         self.disk_watch = DiskWatch(context, self.managed, self.instance_controller.recorder, self.instances.stop)
         self.host = Host(self.instance_controller, self.network_controller, self.tasks, self.accounting.close)
+        self.overload = OverloadControl(context.fabric, self.tasks)
         self.tracer = Tracer(context, intents, self.managed)
         self.idempotency_keys = IdempotencyKeys(context)
         self._loaded: Loaded | None = None
@@ -168,6 +170,7 @@ class ControlPlane:
         """Begin to reconcile, beside requests. It never ends; the first pass may take long."""
         self.host.uncharged.begin()
         self.tasks.spawn(self.disk_watch.run())
+        self.tasks.spawn(self.overload.run())
         self.providers.begin()
         self.tasks.spawn(self._reconcile())
         self.tasks.spawn(self.accounting.run())

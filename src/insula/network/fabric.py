@@ -133,6 +133,25 @@ class Traffic(NamedTuple):
     sent: TrafficCounter
 
 
+class Arrived(NamedTuple):
+    """What has arrived for a tenant at this host: what it has got, what was dropped here because it was too much, and
+    what waits; `bytes` and `backlog` are bytes."""
+
+    bytes: int
+    packets: int
+    drops: int
+    backlog: int
+
+
+class Arrivals(NamedTuple):
+    """What has arrived at this host for tenants, by their indices, since they are shaped. `link` is its bandwidth in
+    bits a second, `floors` those of the tenants for what they receive."""
+
+    link: int
+    floors: Mapping[int, int]
+    tenants: Mapping[int, Arrived]
+
+
 # -- probe points -----------------------------------------------------------------------------------------------
 
 
@@ -224,6 +243,19 @@ class Fabric(Protocol):
     def set_hosts(self, hosts: Iterable[str]) -> None:
         """Set the underlay addresses of the cloud's hosts: `RemotePort.host` is one of these, and packets of tenants'
         networks from other addresses are dropped. Invalid, Unavailable if this host is the only one."""
+
+    def dropped_arrivals(self) -> int | None:
+        """Return how many packets for tenants this host has dropped, because more arrived than its link has for them;
+        None if what arrives isn't shared out, because no tenant has a floor. It is cheap."""
+
+    def arrivals(self) -> Arrivals | None:
+        """Return what has arrived for each tenant; None if `dropped_arrivals` is."""
+
+    def limit_senders(self, receiver: str, ceilings: Mapping[int, int]) -> None:
+        """Limit what tenants, by their indices, send from this host to another, by its underlay address: bits a second.
+
+        It replaces earlier ceilings for that host. They hold for tenants that are shaped, and end with the fabric.
+        """
 
     def apply(self, intent: TenantIntent) -> Mapping[str, InsulaError]:
         """Make the installed state of the tenant equal to its intent.

@@ -173,6 +173,13 @@ def qdisc(rtnl: Rtnl, index: int, parent: int = ROOT) -> Qdisc | None:
     return Qdisc(kind, number, limit, rate)
 
 
+def dropped(rtnl: Rtnl, index: int) -> int:
+    """Return how many packets the root discipline of a device has dropped, those of its classes included."""
+    body = _get(rtnl, _GETQDISC, _TCMSG.pack(0, 0, index, 0, ROOT, 0))
+    stats = rtattr.parse(rtattr.parse(body[_TCMSG.size :]).get(_STATS2, b"")) if body else {}
+    return int(struct.unpack_from("=3I", stats[_STATS_QUEUE])[2]) if _STATS_QUEUE in stats else 0
+
+
 def kinds(rtnl: Rtnl) -> list[tuple[int, str]]:
     """Return the kinds of all disciplines of the namespace, each with the index of its device."""
     found = []

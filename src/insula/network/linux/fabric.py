@@ -45,6 +45,7 @@ from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion
 from insula.network.linux.egress_names import EgressNames
 from insula.network.linux.gates import NameGates
+from insula.network.linux.guarantees.host import HasShaper
 from insula.network.linux.guarantees.shaper import Shaper
 from insula.network.linux.guests import GuestServer
 from insula.network.linux.interpreter.interpreters import Interpreters
@@ -64,7 +65,7 @@ from insula.network.names import gate
 log = logging.getLogger("insula.network")
 
 
-class LinuxFabric(HasOutside):
+class LinuxFabric(HasOutside, HasShaper):
     """Tenants' networks in network namespaces of this host.
 
     `run` is a directory on a file system that is empty after a reboot. `range4` and `range6` are the ranges of the

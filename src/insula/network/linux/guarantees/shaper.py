@@ -20,8 +20,10 @@ from insula.kernel.netlink import traffic_control as tc
 from insula.kernel.netlink.traffic_control import ClassCounters, HtbClass
 from insula.model.guarantees import Shaping
 from insula.model.objects import Port
+from insula.network.fabric import Arrivals, Arrived
 from insula.network.intent import TenantIntent
 from insula.network.linux.guarantees import overlay, program, tree
+from insula.network.linux.guarantees.destinations import DestinationCeilings
 from insula.network.linux.guarantees.ports import Handles, PortShaper, has_floor
 from insula.network.linux.naming import Naming
 from insula.network.linux.underlay import Underlay
@@ -36,10 +38,12 @@ class Shaper:
     def __init__(self, naming: Naming, underlay: Underlay | None = None) -> None:
         self._naming = naming
         self._underlay = underlay
+        self._destinations = DestinationCeilings(underlay) if underlay else None
+        self._vnis: dict[int, Sequence[int]] = {}  # of the networks that were applied, by the index of the tenant
         self._lock = threading.Lock()
         self._last: dict[int, Shaping | None] = {}  # what was applied, by the index of the tenant
         self._ports: dict[int, PortShaper] = {}
-        self._with_instances: set[int] | None = None  # tenants with classes of instances; None before the first look
+        self._with_more: set[int] | None = None  # tenants with classes of instances; None before the first look
 
     # -- changes -------------------------------------------------------------------------------------------------
 
@@ -54,6 +58,7 @@ class Shaper:
         tenant, shaping = intent.tenant.index, intent.shaping
         with self._lock:
             self._last[tenant] = shaping
+            self._vnis[tenant] = [network.vni for network in intent.networks]
             uplink = host.index(self._naming.uplink(tenant))
             if shaping is None or uplink is None:
                 self._remove(host, tenant, uplink)
@@ -63,22 +68,38 @@ class Shaper:
             for direction, index in devices.items():
                 have = self._classes(host, index, tenant, shaping)
                 host.execute(*_changes(index, tenant, shaping, direction, have))
+                if direction == "out" and self._destinations is not None:
+                    self._destinations.apply(host, index, tenant, shaping, self._vnis[tenant], have)
                 stale += _leftovers(index, tenant, shaping, direction, have)
             self._ensure_filters(host, uplink, tenant, shaping, devices)
             host.execute(*self._routes(tenant, uplink, shaping))
-            self._apply_overlay(host, tenant, devices, [network.vni for network in intent.networks])
+            self._apply_overlay(host, tenant, devices)
             host.execute(*stale)
-            assert self._with_instances is not None
-            (self._with_instances.add if shaping.ports else self._with_instances.discard)(tenant)
+            assert self._with_more is not None
+            (self._with_more.add if shaping.ports else self._with_more.discard)(tenant)
 
-    def _apply_overlay(self, host: Rtnl, tenant: int, devices: Mapping[str, int], vnis: Sequence[int]) -> None:
+    def _apply_overlay(self, host: Rtnl, tenant: int, devices: Mapping[str, int]) -> None:
         """Have packets of the tenant's networks between hosts pass its classes."""
         if self._underlay is None or (device := self._underlay_device(host)) is None:
             return
         version, port = self._underlay.version, self._underlay.port
         for index in devices.values():
-            overlay.classify(host, index, tree.rest(tenant), vnis, version=version, port=port)
+            overlay.classify(host, index, tree.rest(tenant), self._vnis[tenant], version=version, port=port)
         overlay.redirect(host, device, devices, version=version, port=port)
+
+    def limit_senders(self, host: Rtnl, receiver: str, ceilings: Mapping[int, int]) -> None:
+        """Limit what tenants, by their indices, send to another host. It replaces what was set for that host."""
+        if self._destinations is None:
+            return
+        with self._lock:
+            concerned = self._destinations.set(receiver, ceilings)
+            if (out := self._devices(host).get("out")) is None:
+                return
+            have = tc.classes(host, out)
+            for tenant in concerned:
+                shaping = self._last.get(tenant)
+                if shaping is not None and tree.tenant(tenant) in have:
+                    self._destinations.apply(host, out, tenant, shaping, self._vnis[tenant], have)
 
     def _underlay_device(self, host: Rtnl) -> int | None:
         """Return the index of the device that has this host's underlay address; None if none has it."""
@@ -104,6 +125,8 @@ class Shaper:
         self._ports.pop(tenant, None)
         with self._lock:
             self._last.pop(tenant, None)
+            if self._destinations is not None:
+                self._destinations.forget(tenant)
             self._remove(host, tenant, host.index(self._naming.uplink(tenant)))
 
     def sweep(self, host: Rtnl, keep: Iterable[int]) -> None:
@@ -120,12 +143,13 @@ class Shaper:
             self._remove_unused(host)
 
     def _classes(self, host: Rtnl, index: int, tenant: int, shaping: Shaping) -> Mapping[int, HtbClass]:
-        """Return the classes of a tenant. All of the device are read only if it has or gets classes of instances."""
-        if self._with_instances is None:
+        """Return the classes of a tenant. All of the device are read only if it has or gets more than its own two."""
+        if self._with_more is None:
             every = [each for device in self._devices(host).values() for each in tc.classes(host, device).values()]
-            found = (tree.tenant_index(each.parent) for each in every if tree.is_instance(each.number))
-            self._with_instances = {each for each in found if each is not None}
-        if shaping.ports or tenant in self._with_instances:
+            more = (each for each in every if tree.is_instance(each.number) or tree.is_destination(each.number))
+            self._with_more = {of for each in more if (of := tree.tenant_index(each.parent)) is not None}
+        limited = self._destinations is not None and self._destinations.has(tenant)
+        if shaping.ports or limited or tenant in self._with_more:
             return tc.classes(host, index)
         return tc.some_classes(host, index, (tree.root(), tree.tenant(tenant), tree.rest(tenant)))
 
@@ -141,10 +165,13 @@ class Shaper:
 
     def _delete_classes(self, host: Rtnl, index: int, tenant: int) -> None:
         """Delete the classes of a tenant. A class to which filters lead can't be deleted, so these go first."""
-        if self._underlay is not None:
+        have = tc.classes(host, index)
+        if self._underlay is not None and self._destinations is not None:
             version, port = self._underlay.version, self._underlay.port
             overlay.classify(host, index, tree.rest(tenant), [], version=version, port=port)
-        host.execute(*_deletions(index, tenant, tc.classes(host, index)))
+            mine = {n for n, each in have.items() if tree.is_destination(n) and each.parent == tree.tenant(tenant)}
+            self._destinations.delete(host, index, mine)
+        host.execute(*_deletions(index, tenant, have))
 
     def _remove_unused(self, host: Rtnl) -> None:
         """Remove the devices if no tenant has a class. Filters are removed before classes, so none leads to them."""
@@ -244,6 +271,28 @@ class Shaper:
         if not overlay.is_redirected(host, underlay, devices):
             yield "packets of the overlay are not redirected to the tree of guarantees"
 
+    def dropped_arrivals(self, host: Rtnl) -> int | None:
+        """Return how many packets for tenants were dropped here; None if no floor shares out what arrives."""
+        if not any(shaping and shaping.link for shaping in [*self._last.values()]):
+            return None
+        device = self._devices(host).get("in")
+        return None if device is None else tc.dropped(host, device)
+
+    def arrivals(self, host: Rtnl) -> Arrivals | None:
+        """Return what has arrived for tenants; None if no floor shares out what arrives."""
+        last = {tenant: shaping for tenant, shaping in [*self._last.items()] if shaping and shaping.link}
+        if not last or (device := self._devices(host).get("in")) is None:
+            return None
+        owners = {tree.instance(each.number): tenant for tenant, own in last.items() for each in own.ports.values()}
+        owners |= {tree.rest(tenant): tenant for tenant in last}
+        found: dict[int, Arrived] = {}
+        for number, each in tc.class_counters(host, device).items():
+            if (tenant := owners.get(number)) is not None:
+                so_far = found.get(tenant, Arrived(0, 0, 0, 0))
+                found[tenant] = Arrived(*(one + other for one, other in zip(so_far, each, strict=True)))
+        floors = {tenant: own.in_.floor or 0 for tenant, own in last.items()}
+        return Arrivals(max(own.link or 0 for own in last.values()), floors, found)
+
     def counters(self, host: Rtnl, tenant: int) -> dict[str, ClassCounters]:
         """Return the counters of a tenant's class for each direction; none if it isn't shaped."""
         found = {}
@@ -277,8 +326,8 @@ def _leftovers(
 ) -> list[Request]:
     """Return requests that delete classes of instances that have no floor any more."""
     wanted = tree.tenant_classes(tenant, shaping, direction)
-    parent = tree.tenant(tenant)
-    return [tc.delete_class(index, n) for n, each in have.items() if each.parent == parent and n not in wanted]
+    mine = (n for n, each in have.items() if each.parent == tree.tenant(tenant) and not tree.is_destination(n))
+    return [tc.delete_class(index, number) for number in mine if number not in wanted]
 
 
 def _deletions(index: int, tenant: int, have: Mapping[int, HtbClass]) -> list[Request]:

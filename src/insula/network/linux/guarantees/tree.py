@@ -4,6 +4,7 @@
       1:(10 + tenant)   a tenant: its floor is the rate of the class, and it borrows up to its ceiling
         1:(4000 + tenant)   what is of no instance with a floor
         1:(8000 + number)   an instance with a floor
+        1:(f600 + number)   what it sends to a host that is overloaded (destinations.py)
 
 Numbers are hexadecimal. A tenant's class always has a class below it: a leaf that becomes an inner class would lose
 its packets. Classes share what nobody needs in proportion to their quanta, which are set in proportion to the floors.
@@ -24,8 +25,9 @@ UNLIMITED: Final = 400_000_000_000
 """The rate of the root where there are only ceilings, in bits a second."""
 LEAST: Final = 8_000
 """The rate of a class without a floor: HTB allows none of 0."""
-_ROOT, _TENANTS, _RESTS, _INSTANCES = 1, 0x10, 0x4000, 0x8000
-MAX_INSTANCES: Final = 0xFFFE - _INSTANCES
+_ROOT, _TENANTS, _RESTS, _INSTANCES, _DESTINATIONS = 1, 0x10, 0x4000, 0x8000, 0xF600
+MAX_DESTINATIONS: Final = 0xFFFE - _DESTINATIONS
+"""How many ceilings for destinations a host may have at a time."""
 _FULL = 250_000  # bytes of a quantum for the whole link
 _FRAME = 1_600  # bytes: more than a packet of 1,500 with its header
 _SEGMENTS = 65_536  # bytes that a TCP sender hands over as one packet (GSO)
@@ -64,7 +66,23 @@ def instance(number: int) -> int:
 
 def is_instance(number: int) -> bool:
     """Return whether this is the class of an instance."""
-    return number & 0xFFFF >= _INSTANCES
+    return _INSTANCES <= number & 0xFFFF < _DESTINATIONS
+
+
+def destination(number: int) -> int:
+    """Return the class of what a tenant sends to one other host, by the number of this pair."""
+    return handle(1, _DESTINATIONS + number)
+
+
+def is_destination(number: int) -> bool:
+    """Return whether this is the class of a destination."""
+    return number & 0xFFFF >= _DESTINATIONS
+
+
+def destination_class(number: int, index: int, ceiling: int, shaping: Shaping) -> HtbClass:
+    """Return the class of a destination below that of the tenant with this index. It has no floor of its own."""
+    capacity = UNLIMITED if shaping.link is None else usable(shaping.link)
+    return htb_class(destination(number), tenant(index), LEAST, min(ceiling, capacity), capacity)
 
 
 def usable(link: int) -> int:
