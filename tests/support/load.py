@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from insula.kernel import syscalls
+from tests.support.wait import until
 
 CHUNK = 1 << 16
 
@@ -36,20 +38,21 @@ def _stop(pids: list[int]) -> None:
 
 @contextlib.contextmanager
 def sink(netns: int, port: int) -> Iterator[None]:
-    """A TCP server on that port, and a UDP one: both discard all they get. A TCP client that sends "get" first gets
-    data without end."""
+    """A TCP server on that port that discards all it gets. A client that sends "get" first gets data without end."""
     ready, told = os.pipe()
 
     def run() -> None:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind(("::", port))
+            until(lambda: _binds(server, port), "no process of an earlier sink has the port any more")
             server.listen(128)
             os.write(told, b"x")
+            os.close(told)
             while True:
                 connection, _ = server.accept()
                 if os.fork() == 0:
                     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+                    server.close()
                     with contextlib.suppress(OSError):
                         if connection.recv(3) == b"get":
                             while True:
@@ -60,13 +63,23 @@ def sink(netns: int, port: int) -> Iterator[None]:
                 connection.close()
 
     pid = _spawn(netns, run)
-    assert os.read(ready, 1) == b"x"
-    os.close(ready)
-    os.close(told)
+    os.close(told)  # so that the read below ends when the process does
     try:
+        with os.fdopen(ready, "rb") as pipe:
+            assert pipe.read() == b"x", "the sink could not start"
         yield
     finally:
         _stop([pid])
+
+
+def _binds(server: socket.socket, port: int) -> bool:
+    try:
+        server.bind(("::", port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -472,12 +472,13 @@ def test_seccomp_filters_are_charged(group: Cgroup) -> None:
                 os.write(tell, b"done")
                 signal.pause()
             children.append(child)
+        os.close(tell)
         for _ in children:
-            os.read(ready, 4)
+            assert os.read(ready, 4) == b"born"
         before = used()
         os.write(go, bytes(len(children)))
         for _ in children:
-            os.read(ready, 4)
+            assert os.read(ready, 4) == b"done"
         after = used()
         for child in children:
             os.kill(child, signal.SIGKILL)

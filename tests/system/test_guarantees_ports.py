@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink import traffic_control as tc
 from insula.kernel.netns import call_in
@@ -86,7 +84,6 @@ def test_packets_a_second_are_limited_in_both_directions() -> None:
         eventually(lambda: rates(arrived(made, "db"), 1)["packets"] / 8 > 600)  # the control
 
 
-@pytest.mark.long  # on a machine that is busy with other tests it has hung twice, and it is not known why
 @isolated
 def test_an_instance_with_a_floor_gets_it_beside_others_of_its_tenant() -> None:
     """It has an address of its own on the uplink, in both directions and both versions of IP."""
