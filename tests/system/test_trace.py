@@ -7,11 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from insula.kernel.netlink import Rtnl
 from insula.model.errors import Invalid, NotFound
+from insula.model.guarantees import PortRates, Rate, Shaping
 from insula.model.policies import Policy, PolicyRule, PortMatch, Selector
 from insula.model.routers import Router, StaticRoute
 from insula.model.tracing import TraceView
 from insula.network.intent import PolicyIntent, TenantIntent
+from insula.network.linux.tenant import TenantNamespace
 from insula.network.trace import live, parse, trace
 from tests.support.lab import Lab, World, isolated, two_tenants
 from tests.system.network_peering.world import TCP80
@@ -151,3 +154,36 @@ def test_bad_requests_are_refused() -> None:
             traced(cloud, "10.0.0.2", "fd00::3")
         with pytest.raises(NotFound):
             traced(cloud, "web", "nobody")
+
+
+@isolated
+def test_queues_of_guarantees_are_named_as_they_are_installed() -> None:
+    mbit = 1_000_000
+    World()
+    with two_tenants() as cloud:
+        assert not any("waits" in step for step in traced(cloud, "web", "outside").steps)
+        number = cloud.instances["acme", "web"].port.index
+        web = PortRates(number=0, out=Rate(floor=20 * mbit, ceiling=80 * mbit), in_=Rate(ceiling=70 * mbit))
+        shaping = Shaping(link=100 * mbit, out=Rate(floor=50 * mbit), ports={number: web})
+        cloud.others["acme"] = {"shaping": shaping}
+        cloud.apply("acme")
+        cloud.apply("globex", shaping=Shaping(link=100 * mbit))
+        own = "it waits with all that web sends, which has a ceiling of 80mbit"
+        assert traced(cloud, "web", "outside").steps[-2:] == [
+            own,
+            "it waits with the packets of web to the outside, which have a floor of 20mbit",
+        ]
+        assert traced(cloud, "web", "db").steps[-1] == own
+        assert (
+            traced(cloud, "db", "web").steps[-1] == "it waits with all that web receives, which has a ceiling of 70mbit"
+        )
+        found = traced(cloud, "db", "outside", rules=True)
+        words = "it waits with the packets of tenant acme to the outside, which have a floor of 30mbit"
+        assert found.steps[-1] == words, "what is left of the tenant's"
+        assert found.rules[-1].where == "queue lab-out 1:4001"
+        cloud.fabric.shaper.apply(*_handles(cloud), cloud.intent("acme", shaping=None))
+        assert not any("waits" in step for step in traced(cloud, "web", "outside").steps), "by what is installed"
+
+
+def _handles(cloud: Lab) -> tuple[Rtnl, TenantNamespace]:
+    return cloud.fabric._handles()[0], cloud.fabric._tenant(cloud.tenants["acme"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from insula.model.errors import InsulaError
 from insula.model.objects import Network, NetworkStatus, Port, Struct, Tenant
@@ -152,6 +152,19 @@ class Arrivals(NamedTuple):
     tenants: Mapping[int, Arrived]
 
 
+class Queue(NamedTuple):
+    """A queue that a tenant's packets pass, as it is installed. `floor` and `ceiling` are bits a second, None is none.
+
+    It is that of a port, for all its packets in one direction, or one between the tenant and the outside: of one
+    instance, or of all those of the tenant that have none of their own. `name` is the kernel's, by device and class.
+    """
+
+    of: Literal["port", "instance", "tenant"]
+    floor: int | None
+    ceiling: int | None
+    name: str
+
+
 # -- probe points -----------------------------------------------------------------------------------------------
 
 
@@ -255,6 +268,11 @@ class Fabric(Protocol):
         """Limit what tenants, by their indices, send from this host to another, by its underlay address: bits a second.
 
         It replaces earlier ceilings for that host. They hold for tenants that are shaped, and end with the fabric.
+        """
+
+    def queues(self, tenant: Tenant, port: Port, direction: Direction, *, outside: bool) -> list[Queue]:
+        """Return the queues that packets from the port ("out") or to it ("in") pass, in their order: those of the port,
+        and with `outside` those between the tenant and the outside. Read from the kernel; empty if nothing is shaped.
         """
 
     def apply(self, intent: TenantIntent) -> Mapping[str, InsulaError]:

@@ -22,36 +22,16 @@ from insula.network.fabric import Fabric
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.delivery import NetworkPlace, PacketSource
 from insula.network.interpreter.space import ECHO, ICMP, ICMPV6, TCP, UDP, NumberRange, Service, Space
-from insula.network.interpreter.tracing import TracedPacket, TracedWay
+from insula.network.interpreter.tracing import TracedPacket, TracedRule, TracedWay
 from insula.network.live import LivePacket, LiveTest, in_words
 from insula.network.ranges import contains, overlap, range_of
 from insula.network.reference import ReferenceModel
+from insula.network.trace_ends import TraceEnd
+from insula.network.trace_queues import queues_of
 
 _NUMBERS: Final = {"tcp": TCP, "udp": UDP}
 _ANYWHERE: Final = {4: "1.1.1.1", 6: "2606:4700:4700::1111"}  # stands for the whole internet, as in a table of routes
 _SOURCE_PORT: Final = 40000
-
-
-@dataclass(frozen=True)
-class TraceEnd:
-    """One end: an instance's port, the router of a network (`gateway`), or an address elsewhere. `name` is how it was
-    asked for."""
-
-    name: str
-    address: str
-    port: Port | None = None
-    gateway: Network | None = None
-
-    @property
-    def words(self) -> str:
-        """The end in words."""
-        if self.port:
-            return f"{port_name(self.port)} ({self.address})"
-        if self.gateway:
-            return f"the gateway of network {self.gateway.name} ({self.address})"
-        if self.name == "outside":
-            return f"the outside ({self.address})"
-        return self.address if self.name == self.address else f"{self.name} ({self.address})"
 
 
 @dataclass(frozen=True)
@@ -179,7 +159,11 @@ def trace(
         steps.append(f"but the installed rules {word}: this host has drifted; see `insula verify`")
     unknown = [what for way in ways for what in way.unknown]
     steps += [f"{what} is not understood, and counts as if it let the packet pass" for what in unknown]
-    hit = [each for way in ways for each in way.rules] if rules else []
+    hit = [each for way in ways for each in way.rules]
+    if allowed:
+        for text, name in queues_of(fabric, intent.tenant, asked.source, asked.target, outside=len(ways) > 1):
+            steps.append(text)
+            hit.append(TracedRule(f"queue {name}", "wait", ""))
     return TraceView(
         source=asked.source.name,
         target=asked.target.name,
@@ -189,7 +173,7 @@ def trace(
         allowed=allowed,
         wanted=wanted,
         steps=steps,
-        rules=[TraceRule(where=each.where, verdict=each.verdict, text=each.text) for each in hit],
+        rules=[TraceRule(where=each.where, verdict=each.verdict, text=each.text) for each in hit if rules],
     )
 
 

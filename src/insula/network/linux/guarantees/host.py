@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from insula.kernel.netlink import Rtnl
 from insula.kernel.nftables import Nft
-from insula.network.fabric import Arrivals
-from insula.network.linux.calls import Calls, about_host
+from insula.model.objects import Port, Tenant
+from insula.model.policies import Direction
+from insula.network.fabric import Arrivals, Queue
+from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.guarantees.shaper import Shaper
 
 
@@ -17,6 +19,11 @@ class HasShaper:
 
     def _handles(self) -> tuple[Rtnl, Nft]:
         raise NotImplementedError
+
+    @about_tenant
+    def queues(self, tenant: Tenant, port: Port, direction: Direction, *, outside: bool) -> list[Queue]:
+        """Read the classes from the kernel."""
+        return self.shaper.queues(self._handles()[0], tenant.index, port, direction, outside=outside)
 
     @about_host
     def dropped_arrivals(self) -> int | None:

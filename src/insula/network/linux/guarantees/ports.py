@@ -26,6 +26,7 @@ from insula.kernel.netlink.traffic_control import HtbClass
 from insula.kernel.nftables import Nft
 from insula.model.guarantees import PortRates
 from insula.model.objects import Port, Tenant
+from insula.network.fabric import Queue
 from insula.network.linux import naming
 from insula.network.linux.deletion import is_gone
 from insula.network.linux.guarantees import program, tree
@@ -91,6 +92,22 @@ class PortShaper:
         """Apply the rates of a port that was just plugged."""
         if self._rates and port.index in self._rates:
             self._apply_devices()
+
+    def queue(self, port: Port, direction: str) -> Queue | None:
+        """Return the queue of a port as it is installed, for what it sends ("out") or receives; None if it has none."""
+        rates, index = (self._rates or {}).get(port.index), self._rtnl.index(naming.port(port.index))
+        if rates is None or index is None:
+            return None
+        if direction == "in":
+            root = tc.qdisc(self._rtnl, index)
+            name = f"{naming.port(port.index)} root"
+            return Queue("port", None, root.rate, name) if root and root.kind == "tbf" else None
+        device, number = self._rtnl.index(naming.RATES), tc.handle(1, _FIRST + rates.number)
+        led = tc.filters(self._rtnl, index, tc.INGRESS) if tc.qdisc(self._rtnl, index, tc.CLSACT) else []
+        if device is None or device not in [each.to for each in led]:
+            return None
+        found = tc.some_classes(self._rtnl, device, [number]).get(number)
+        return Queue("port", None, found.ceiling, f"{naming.RATES} 1:{number & 0xFFFF:x}") if found else None
 
     # -- rules ---------------------------------------------------------------------------------------------------
 

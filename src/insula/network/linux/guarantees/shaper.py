@@ -20,7 +20,8 @@ from insula.kernel.netlink import traffic_control as tc
 from insula.kernel.netlink.traffic_control import ClassCounters, HtbClass
 from insula.model.guarantees import Shaping
 from insula.model.objects import Port
-from insula.network.fabric import Arrivals, Arrived
+from insula.model.policies import Direction
+from insula.network.fabric import Arrivals, Arrived, Queue
 from insula.network.intent import TenantIntent
 from insula.network.linux.guarantees import overlay, program, tree
 from insula.network.linux.guarantees.destinations import DestinationCeilings
@@ -270,6 +271,33 @@ class Shaper:
             return
         if not overlay.is_redirected(host, underlay, devices):
             yield "packets of the overlay are not redirected to the tree of guarantees"
+
+    def queues(self, host: Rtnl, tenant: int, port: Port, direction: Direction, *, outside: bool) -> list[Queue]:
+        """Return the queues of a port's packets, in their order: `Fabric.queues`."""
+        own = self._ports[tenant].queue(port, direction) if tenant in self._ports else None
+        beyond = self._outside_queue(host, tenant, port, direction) if outside else None
+        found = [each for each in (own, beyond) if each]
+        return found if direction == "out" else found[::-1]
+
+    def _outside_queue(self, host: Rtnl, tenant: int, port: Port, direction: Direction) -> Queue | None:
+        """Return the leaf between the tenant and the outside for a port's packets; None if they don't pass the tree."""
+        shaping, uplink = self._last.get(tenant), host.index(self._naming.uplink(tenant))
+        device = self._devices(host).get(direction)
+        if shaping is None or uplink is None or device is None or not has_filters(host, uplink):
+            return None
+        if device not in [each.to for each in tc.filters(host, uplink, _PARENTS[direction])]:
+            return None
+        rates = shaping.ports.get(port.index)
+        alone = rates is not None and (rates.out if direction == "out" else rates.in_).floor is not None
+        number = tree.instance(rates.number) if rates and alone else tree.rest(tenant)
+        found = tc.some_classes(host, device, (tree.root(), number))
+        if number not in found or tree.root() not in found:
+            return None
+        leaf, capacity = found[number], found[tree.root()].ceiling
+        floor = leaf.rate if leaf.rate > tree.LEAST else None
+        ceiling = leaf.ceiling if leaf.ceiling < capacity else None
+        name = f"{self.device(direction)} 1:{number & 0xFFFF:x}"
+        return Queue("instance" if alone else "tenant", floor, ceiling, name)
 
     def dropped_arrivals(self, host: Rtnl) -> int | None:
         """Return how many packets for tenants were dropped here; None if no floor shares out what arrives."""
