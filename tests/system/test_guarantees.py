@@ -160,7 +160,11 @@ def test_bad_input_is_one_line_and_changes_nothing(host: Host) -> None:
     assert acme.json("guarantee", "ls") == []
     host.cli.ok("tenant", "update", "acme", "--bandwidth", "none")
     host.globex.ok("guarantee", "set", "--out", "20mbit")
-    assert "no known speed" in _without_link(host).fails("guarantee", "set", "--out", "1mbit")
+    acme = _without_link(host)
+    assert "no known speed" in acme.fails("guarantee", "set", "--out", "1mbit")
+    acme.ok("guarantee", "set", "--cpu", "0.5", "--ceil-out", "100mbit")
+    doctor = {each["name"]: each for each in host.cli.json("doctor")}
+    assert doctor["link speed"]["state"] == "degraded" and 'link = "1gbit"' in doctor["link speed"]["hint"]
     assert "not in force" in str(host.cli.json("status")["problems"])
 
 

@@ -72,8 +72,10 @@ def test_a_refusal_tells_what_would_be_admitted(taken: list[int], wanted: int) -
 def test_without_a_known_link_nothing_is_promised_but_limited() -> None:
     unknown = Capacity(link=None, cpus=8, memory=1 << 30)
     check_admitted(Guarantee(tenant="acme", ceiling_out=8_000, created=0.0), [], Limits(), unknown)
-    with pytest.raises(Conflict, match="no known speed"):
+    with pytest.raises(Conflict, match="no known speed") as caught:
         check_admitted(Guarantee(tenant="acme", floor_in=8_000, created=0.0), [], Limits(), unknown)
+    assert 'link = "1gbit"' in (hint := caught.value.hint or "") and "[network]" in hint and "--ceil-out" in hint
+    check_admitted(Guarantee(tenant="acme", cpus=0.5, ceiling_out=100_000_000, created=0.0), [], Limits(), unknown)
 
 
 def test_a_floor_lies_below_its_ceiling_and_the_limits() -> None:

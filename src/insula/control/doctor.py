@@ -21,8 +21,9 @@ from insula.control.tenants import FIRST_ID, MAX_TENANTS
 from insula.kernel import capabilities, features, nftables
 from insula.model.errors import InsulaError
 from insula.model.objects import IDS_PER_TENANT
-from insula.model.units import format_size
+from insula.model.units import format_rate, format_size
 from insula.model.views import Check
+from insula.network import link
 from insula.settings import OPERATORS, Settings
 
 CheckState = Literal["ok", "degraded", "missing", "unknown"]
@@ -119,6 +120,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
         yield _check(meaning, path is not None, path or "not installed")
     yield _ipv6()
     yield _forwarding()
+    yield _link(settings)
     yield _foreign_firewall()
     yield _subordinate_ids()
     yield _operators()
@@ -175,6 +177,16 @@ def _forwarding() -> Check:
     value = Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()
     meaning = _Meaning("ip_forward", "degraded", "instances can't reach the outside", "restart insulad, which sets it")
     return _check(meaning, value == "1", f"net.ipv4.ip_forward = {value}")
+
+
+def _link(settings: Settings) -> Check:
+    """Check that the bandwidth between the host and the outside is known: devices of virtual machines have no speed."""
+    try:
+        bits = settings.network.link_bits or link.measured_link()
+    except OSError:
+        bits = None
+    meaning = _Meaning("link speed", "degraded", "`insula guarantee set --out` and `--in` are refused", link.HINT)
+    return _check(meaning, bits is not None, format_rate(bits) if bits else "not known")
 
 
 def _foreign_firewall() -> Check:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from insula.kernel.netlink import Rtnl
 
+HINT: Final = 'set link = "1gbit", or what it has, below [network] in /etc/insula/insulad.toml, and restart insulad'
+"""What to do where the speed isn't known."""
 _DEVICES = Path("/sys/class/net")
 
 

@@ -14,7 +14,7 @@ from insula.model.errors import Conflict, Invalid
 from insula.model.guarantees import FLOORS, Guarantee
 from insula.model.objects import Limits
 from insula.model.units import format_rate, format_size
-from insula.network.link import measured_link
+from insula.network import link
 
 LINK = 0.95
 """The part of the link that may be promised. The rest is the host's own, and keeps queues on this host."""
@@ -50,10 +50,10 @@ class Capacity:
         return self.cpus * CPUS if field == "cpus" else int(self.memory * MEMORY)
 
 
-def measured_capacity(link: int | None) -> Capacity:
-    """What this host has; `link` is the configured bandwidth, None has it measured. Blocks."""
+def measured_capacity(configured: int | None) -> Capacity:
+    """What this host has; `configured` is the configured bandwidth, None has it measured. Blocks."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Capacity(link or measured_link(), len(os.sched_getaffinity(0)), memory)
+    return Capacity(configured or link.measured_link(), len(os.sched_getaffinity(0)), memory)
 
 
 def check_admitted(wanted: Guarantee, others: Iterable[Guarantee], limits: Limits, capacity: Capacity) -> None:
@@ -89,7 +89,7 @@ def _check_host(wanted: Guarantee, others: Iterable[Guarantee], capacity: Capaci
         whole = capacity.promisable(field)
         if whole is None:
             what = "this host's link has no known speed, so no bandwidth can be promised"
-            raise Conflict(what, 'set network.link in insulad.toml, as in link = "10gbit"')
+            raise Conflict(what, f"{link.HINT}; ceilings (--ceil-out, --ceil-in) work without")
         left = whole - _sum(taken, field)
         if floor > left + _ROUNDING:
             what = f"{_shown(field, floor)} of {_NAMES[field]} can't be promised: {_shown(field, max(left, 0))} is left"

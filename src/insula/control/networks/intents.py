@@ -36,7 +36,7 @@ from insula.network.intent import (
     ProvidedService,
     TenantIntent,
 )
-from insula.network.link import measured_link
+from insula.network.link import HINT, measured_link
 from insula.network.policy_model import matches
 from insula.store.protocol import Entry
 
@@ -189,7 +189,7 @@ class Intents:
         """Record as a problem that floors are not in force, because the bandwidth of this host isn't known any more."""
         if link is None and has_floors(guarantees):
             what = "this host's link has no known speed, so floors of bandwidth are not in force"
-            self.context.problems["guarantees"] = f"{what}: set network.link in insulad.toml"
+            self.context.problems["guarantees"] = f"{what}: {HINT}"
         else:
             self.context.problems.solved("guarantees")
 
