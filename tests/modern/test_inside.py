@@ -19,6 +19,7 @@ PATIENCE = 16
 FILES = (
     "system/test_cgroups.py",
     "system/test_cgroups_devices.py",
+    "system/test_floors.py",
     "system/test_uncharged.py",
     "system/test_volume.py",
     "system/test_disk_quotas.py",
