@@ -7,12 +7,16 @@ import os
 import socket
 import threading
 import time
+from typing import Any
 
+import msgspec
 import pytest
 
+from insula.network.intent import PolicyIntent
 from tests.support.hosts import Cloud, Host
 from tests.support.lab import SOON, Instance, Sniffer, eventually, isolated
 from tests.support.wait import patiently
+from tests.system.network_overlay.test_policies import LABELS, POLICY
 
 GAP = patiently(1.0)
 
@@ -150,3 +154,44 @@ def test_a_connection_outlives_a_repair() -> None:
                 word = os.urandom(16)
                 client.send(word)
                 assert connection.recv(16) == word
+
+
+@pytest.mark.parametrize("judged", [False, True], ids=["no policy", "policy"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_connections_move_with_the_namespace_of_an_instance(version: int, judged: bool) -> None:
+    """As those of a virtual machine do that moves while it runs: its kernel has them, and goes on. Where a policy lets
+    only one side open connections, the other one is heard again when that one has sent something."""
+
+    @isolated
+    def test() -> None:
+        cloud = Cloud()
+        cloud.tenant("acme")
+        cloud.network("acme")
+        web, db = cloud.instance("acme", "web", 1), cloud.instance("acme", "db", 2)
+        cloud.instance("acme", "other", 3)
+        both = msgspec.structs.replace(POLICY, directions=["in", "out"])
+        parts: dict[str, Any] = {"policy": PolicyIntent(policies=[both], labels=LABELS)} if judged else {}
+        cloud.apply("acme", **parts)
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        target = str(db.port.address6 if version == 6 else db.port.address)
+        with db.socket(family, socket.SOCK_STREAM) as server, web.socket(family, socket.SOCK_STREAM) as client:
+            server.bind(("", 80))
+            server.listen()
+            client.settimeout(patiently(10))
+            client.connect((target, 80))
+            connection, _ = server.accept()
+            connection.settimeout(patiently(10))
+            for instance, to in ((db, 3), (web, 2), (db, 1), (web, 1)):
+                name, there = instance.port.instance, cloud.hosts[to - 1]
+                source = cloud.places["acme", name]
+                cloud.unplug(instance, source)
+                cloud.places["acme", name] = there
+                cloud.plug(instance)
+                cloud.apply("acme", [there, source], **parts)
+                cloud.apply("acme", **parts)
+                for sender, receiver in ((client, connection), (connection, client)):
+                    word = os.urandom(16)
+                    sender.send(word)
+                    assert receiver.recv(16) == word, (name, to)
+
+    test()
