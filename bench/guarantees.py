@@ -14,11 +14,15 @@ from contextlib import ExitStack, contextmanager
 
 from bench.lib import Bench, Table
 from bench.network import ROUNDS, SECONDS, Pair
+from bench.overlay import close
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
 from insula.model.guarantees import Rate, Shaping
+from tests.support.hosts import Cloud
 from tests.support.lab import Lab, World
 from tests.support.load import sink, tcp, udp
+from tests.support.overload import Controls, switch_port_of
 
 MBIT = 1_000_000
 LINK = 200 * MBIT
@@ -59,17 +63,21 @@ class Contest:
         after, took = self.sent(), time.monotonic() - began
         return {name: (after[name] - before[name]) * 8 / took / MBIT for name in after}
 
-    def until(self, right: Callable[[dict[str, float]], bool], limit: float = 10.0) -> float:
-        """Return the milliseconds until the rates are right for three steps in a row; those are not counted."""
-        began, times = time.monotonic(), 0
-        while times < 3:
-            moment = time.monotonic()
-            times = times + 1 if right(self.rates(STEP)) else 0
-            if times == 1:
-                found = (moment - began) * 1e3
-            if time.monotonic() - began > limit:
-                return float("inf")
-        return found
+    def until(self, right: Callable[[dict[str, float]], bool]) -> float:
+        return _until(lambda: right(self.rates(STEP)))
+
+
+def _until(right: Callable[[], bool], limit: float = 10.0) -> float:
+    """Return the milliseconds until it is right for three steps in a row; those are not counted."""
+    began, times = time.monotonic(), 0
+    while times < 3:
+        moment = time.monotonic()
+        times = times + 1 if right() else 0
+        if times == 1:
+            found = (moment - began) * 1e3
+        if time.monotonic() - began > limit:
+            return float("inf")
+    return found
 
 
 def measure(bench: Bench) -> list[Table]:
@@ -119,23 +127,71 @@ def _changes(bench: Bench, contest: Contest) -> Table:
     table = Table("Changes of load", ["what", "median ms", "worst ms"])
     usable = LINK * 0.95 / MBIT
     floors = {"t2": FLOORS[1], "t3": FLOORS[2]}
-    shared, contained = list[float](), list[float]()
-    for _ in range(3 if bench.quick else 10):
-        with ExitStack() as load:
-            for number in (2, 3):
-                load.enter_context(tcp(contest.netns(number), World.ADDRESS, SINK, connections=2))
-            with udp(contest.netns(1), World.ADDRESS, SINK):  # TCP would go on with what it has in its buffers
-                time.sleep(1)
-            shared.append(contest.until(lambda found: found["t2"] + found["t3"] >= usable * 0.95))
-            load.enter_context(udp(contest.netns(5), World.ADDRESS, SINK))
-            contained.append(contest.until(lambda found: all(found[n] >= mbit * 0.95 for n, mbit in floors.items())))
-    for what, values in (
-        ("unused bandwidth is shared", shared),
-        ("floors hold after a flood of datagrams began", contained),
-    ):
-        table.rows.append([what, f"{statistics.median(values):.0f}", f"{max(values):.0f}"])
+    shared: dict[str, list[float]] = {"cubic": [], "bbr": []}
+    contained = list[float]()
+    for control in ("cubic", "bbr"):
+        for _ in range(3 if bench.quick else 10):
+            with ExitStack() as load:
+                for number in (2, 3):
+                    source = contest.netns(number)
+                    load.enter_context(tcp(source, World.ADDRESS, SINK, connections=2, control=control))
+                with udp(contest.netns(1), World.ADDRESS, SINK):  # TCP would go on with what it has in its buffers
+                    time.sleep(1)
+                shared[control].append(contest.until(lambda found: found["t2"] + found["t3"] >= usable * 0.95))
+                load.enter_context(udp(contest.netns(5), World.ADDRESS, SINK))
+                contained.append(contest.until(lambda found: all(found[n] >= floors[n] * 0.95 for n in floors)))
+    for control, values in shared.items():
+        table.rows.append(_row(f"unused bandwidth is shared ({control})", values))
+    table.rows.append(_row("floors hold after a flood of datagrams began", contained))
+    table.rows.append(_row("the same with a flood from another host", _from_another_host(bench)))
+    table.notes.append("BBR sends more only after it has probed for it, eight round trips later")
     table.notes.append(f"in steps of {STEP * 1e3:.0f} ms: 0 is within the first")
     return table
+
+
+def _row(what: str, values: list[float]) -> list[str]:
+    return [what, f"{statistics.median(values):.0f}", f"{max(values):.0f}"]
+
+
+def _from_another_host(bench: Bench) -> list[float]:
+    """acme, with a floor, sends by TCP from host 1 to 3; globex begins a flood from host 2. Return the milliseconds
+    until acme has its floor there."""
+    floor, found = 60 * MBIT, list[float]()
+    with ExitStack() as stack:
+        cloud = Cloud(3)
+        stack.callback(close, cloud)
+        for name, host in (("acme", 1), ("globex", 2)):
+            cloud.tenant(name)
+            cloud.network(name)
+            for each, place in (("a", host), ("b", 3)):
+                stack.callback(cloud.instance(name, each, place).remove)
+            rate = Rate(floor=floor if name == "acme" else None)
+            cloud.apply(name, shaping=Shaping(link=LINK // 2, out=rate, in_=rate))
+            stack.enter_context(sink(cloud.instances[name, "b"].netns, SINK))
+        receiver = cloud.hosts[2]
+        switch_port_of(receiver, LINK // 2)
+        controls = Controls(cloud)
+        stack.callback(controls.close)
+        acme, globex = (cloud.instances[name, "a"].netns for name in ("acme", "globex"))
+        to = {name: cloud.instances[name, "b"].port.address for name in ("acme", "globex")}
+
+        def arrived() -> int:
+            with call_in(receiver.netns, Rtnl) as rtnl:
+                return receiver.fabric.shaper.counters(rtnl, cloud.tenants["acme"].index)["in"].bytes
+
+        def holds() -> bool:
+            began, before = time.monotonic(), arrived()
+            time.sleep(STEP)
+            return (arrived() - before) * 8 / (time.monotonic() - began) >= floor * 0.95
+
+        for _ in range(3 if bench.quick else 10):
+            with tcp(acme, to["acme"], SINK, control="cubic"):
+                time.sleep(1)
+                with udp(globex, to["globex"], SINK):
+                    time.sleep(STEP)
+                    found.append(STEP * 1e3 + _until(holds))
+            time.sleep(1.5)  # ceilings go
+    return found
 
 
 def _cost(bench: Bench, contest: Contest, stack: ExitStack) -> Table:

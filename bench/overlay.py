@@ -22,7 +22,7 @@ MTU = 1450
 def measure(bench: Bench) -> list[Table]:
     with ExitStack() as stack:
         cloud = Cloud(2, mtu=1500)
-        stack.callback(_close, cloud)
+        stack.callback(close, cloud)
         pairs = {"two instances on two hosts": _instances(cloud, stack), "plain kernel VXLAN": _plain(stack)}
         seconds, rounds = (0.5, 3) if bench.quick else (SECONDS, ROUNDS)
         streams: dict[str, list[float]] = {name: [] for name in pairs}
@@ -77,7 +77,7 @@ def _run(netns: int, command: str) -> None:
     subprocess.run(["nsenter", f"--net=/proc/{os.getpid()}/fd/{netns}", *command.split()], check=True)
 
 
-def _close(cloud: Cloud) -> None:
+def close(cloud: Cloud) -> None:
     for host in cloud.hosts:
         host.do(host.fabric.teardown)
         os.close(host.netns)
