@@ -25,7 +25,15 @@ from tests.support.lab import Instance, Lab, isolated, two_tenants
 from tests.support.wait import until
 
 Seen = dict[str, object]
-OF_PACKETS = ("connections", "fragments", "leaving", "queries", "storms", "visiting")  # sets whose elements packets add
+OF_PACKETS = (
+    "connections",
+    "fragments",
+    "leaving",
+    "queries",
+    "resolving",
+    "storms",
+    "visiting",
+)  # sets whose elements packets add
 
 
 def seen(cloud: Lab, tenant: str) -> Seen:

@@ -152,11 +152,12 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             transact(rules.add(TABLE, each))  # what is there stays
         own = {"fd00::2", link_local(MAC)}
         found = elements(nft)
-        ndp = found.pop("bridge ndp")
+        ndp, sought = found.pop("bridge ndp"), found.pop("bridge sought6")
         assert found == {
             "bridge macs": {("p7", MAC), ("p8", OTHER)},
             "bridge ipv4": {("p7", MAC, "10.0.0.2"), ("p8", OTHER, "10.0.0.3")},
             "bridge ipv6": {("p7", MAC, address) for address in own},
+            "bridge sought4": {("p7", "10.0.0.2"), ("p8", "10.0.0.3")},
             "bridge sent": {("p7",), ("p8",)},
             "bridge received": {("p7",), ("p8",)},
             "bridge reflected": {("p7", "p7"), ("p8", "p8")},
@@ -168,9 +169,10 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             "inet egress_received": {("ipv4",)},
         }
         assert {element[:2] for element in ndp} == {("p7", MAC)} and len(ndp) == 2
+        assert sought == {(device, target) for device, _, target in ndp}
         of_routers = {*routing.SETS, "inet closed"}
         of_peerings = {f"inet {name}" for name in ("endpoints4", "endpoints6", "peer_protocols", "peer_ports")}
-        assert {*found, "bridge ndp", *of_routers, *of_peerings} == set(rules.SETS)
+        assert {*found, "bridge ndp", "bridge sought6", *of_routers, *of_peerings} == set(rules.SETS)
         transact(rules.delete(TABLE, some[2]))
         transact(rules.delete(TABLE, some[2]))  # no error where there is none
         assert elements(nft)["bridge macs"] == {("p8", OTHER)}
@@ -238,7 +240,7 @@ def test_a_transaction_may_have_thousands_of_elements() -> None:
 
 def test_without_ipv6_there_is_nothing_of_it() -> None:
     found = {name for name, of in rules.of_port(port(address6=None)).items() if of}
-    assert found == {"bridge macs", "bridge ipv4", "bridge reflected", *rules.COUNTED}
+    assert found == {"bridge macs", "bridge ipv4", "bridge sought4", "bridge reflected", *rules.COUNTED}
     assert not rules.of_network(network(None))["inet gateways6"]
 
 

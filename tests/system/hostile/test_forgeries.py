@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from ipaddress import ip_address
 
 from insula.kernel.netns import call_in
 from insula.network.addresses import gateway_mac, link_local
@@ -37,6 +38,7 @@ ARP, IP, IPV6, VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
 MLD_ROUTERS = "ff02::16"
 MULTICAST = "33:33:00:00:00:01"
 ZERO = "00:00:00:00:00:00"
+OWN = ip_address("fd00::2").packed
 FOREIGN = "02:00:00:00:99:99"
 Make = Callable[[bytes], bytes]
 
@@ -65,12 +67,13 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
         "IPv6": lambda m: frame(IPV6, udp("fd00::2", "fd00::3", m)),
         "IPv6 link-local": lambda m: frame(IPV6, udp(ours, theirs, m)),
         "ARP request": lambda m: frame(ARP, arp(1, a, "10.0.0.2", ZERO, "10.0.0.3") + m, to=BROADCAST),
-        "ARP probe": lambda m: frame(ARP, arp(1, a, "0.0.0.0", ZERO, "10.0.0.9") + m, to=BROADCAST),
+        "ARP probe": lambda m: frame(ARP, arp(1, a, "0.0.0.0", ZERO, "10.0.0.3") + m, to=BROADCAST),
+        "ARP announcement": lambda m: frame(ARP, arp(1, a, "10.0.0.2", ZERO, "10.0.0.2") + m, to=BROADCAST),
         "ARP reply": lambda m: frame(ARP, arp(2, a, "10.0.0.2", b, "10.0.0.3") + m),
         "NDP solicitation": lambda m: frame(IPV6, solicitation("fd00::2", "fd00::3", "fd00::3", m)),
         "NDP advertisement": lambda m: frame(IPV6, advertisement("fd00::2", "fd00::3", "fd00::2", m)),
         "NDP for its link-local address": lambda m: frame(IPV6, advertisement(ours, "fd00::3", ours, m)),
-        "duplicate address detection": lambda m: frame(IPV6, solicitation("::", ALL_NODES, ours, m), to=MULTICAST),
+        "NDP announcement": lambda m: frame(IPV6, advertisement("fd00::2", ALL_NODES, "fd00::2", m), to=MULTICAST),
     }
     forged: dict[str, Make] = {
         "MAC of nobody": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.3", m), by=FOREIGN),
@@ -93,6 +96,18 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
         ),
         "ARP with another MAC inside": lambda m: frame(ARP, arp(2, FOREIGN, "10.0.0.2", b, "10.0.0.3") + m),
         "ARP probe as a reply": lambda m: frame(ARP, arp(2, a, "0.0.0.0", b, "10.0.0.3") + m),
+        "ARP with more behind it": lambda m: frame(ARP, arp(2, a, "10.0.0.2", b, "10.0.0.3") + bytes(18) + m),
+        "ARP request for another": lambda m: frame(ARP, arp(1, a, "10.0.0.2", ZERO, "10.0.0.9") + m, to=BROADCAST),
+        "NDP with another hop limit": lambda m: frame(
+            IPV6, _with_hops(64, advertisement("fd00::2", "fd00::3", "fd00::2", m))
+        ),
+        "NDP with two options": lambda m: frame(
+            IPV6, icmpv6("fd00::2", "fd00::3", 136, bytes(4) + OWN + bytes((253, 1)) + m + bytes((253, 1)) + m)
+        ),
+        "NDP solicitation for another": lambda m: frame(
+            IPV6, solicitation("fd00::2", ALL_NODES, "fd00::9", m), to=MULTICAST
+        ),
+        "duplicate address detection": lambda m: frame(IPV6, solicitation("::", ALL_NODES, ours, m), to=MULTICAST),
         "NDP: I am the gateway": lambda m: frame(IPV6, advertisement("fd00::2", "fd00::3", "fd00::1", m)),
         "NDP: I am the router": lambda m: frame(IPV6, advertisement(ours, "fd00::3", router, m)),
         "detection of another's address": lambda m: frame(
@@ -135,6 +150,10 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
     return honest, forged
 
 
+def _with_hops(number: int, packet: bytes) -> bytes:
+    return packet[:7] + bytes((number,)) + packet[8:]
+
+
 def arrives(cloud: Lab, make: Make, timeout: float) -> bool:
     web, db, *_ = actors(cloud)
     mark = os.urandom(6)
@@ -171,6 +190,7 @@ def test_without_our_rules_the_forgeries_would_arrive() -> None:
         nft = cloud.fabric._tenant(cloud.tenants["acme"]).nft
         nft.run(f"flush chain bridge {cloud.fabric.naming.prefix} prerouting")
         nft.run(f"chain bridge {cloud.fabric.naming.prefix} prerouting {{ policy accept; }}")
+        nft.run(f"flush chain bridge {cloud.fabric.naming.prefix} forward")
         call_in(cloud.inside("acme"), lambda: sysctl.write(dict.fromkeys(sysctl.BRIDGE_FILTERS, "0")))
         stopped = [name for name, make in forged.items() if not arrives(cloud, make, SOON)]
         assert stopped == []

@@ -10,8 +10,8 @@ import os
 import socket
 from collections.abc import Callable
 
-from insula.network.linux import rules
-from tests.support.frames import BROADCAST, arp, ethernet, udp
+from insula.network.linux import bridge_rules
+from tests.support.frames import BROADCAST, advertisement, arp, ethernet, udp
 from tests.support.lab import Instance, isolated, two_tenants
 from tests.system.hostile.attack import town
 from tests.system.test_network_dhcp import discover, udhcpc
@@ -42,7 +42,11 @@ def flood(sender: Instance, frame: bytes) -> None:
 
 STORMS: dict[str, Callable[[str, str, bytes], bytes]] = {
     "ARP": lambda a, b, mark: ethernet(
-        BROADCAST, a, ARP, arp(1, a, "10.0.0.2", "00:00:00:00:00:00", "10.0.0.9") + mark
+        BROADCAST, a, ARP, arp(1, a, "10.0.0.2", "00:00:00:00:00:00", "10.0.0.3") + mark
+    ),
+    "ARP to one instance": lambda a, b, mark: ethernet(b, a, ARP, arp(2, a, "10.0.0.2", b, "10.0.0.3") + mark),
+    "NDP to one instance": lambda a, b, mark: ethernet(
+        b, a, IPV6, advertisement("fd00::2", "fd00::3", "fd00::2", mark[:6])
     ),
     "broadcast": lambda a, b, mark: ethernet(BROADCAST, a, IP, udp("10.0.0.2", "10.0.0.255", mark)),
     "multicast": lambda a, b, mark: ethernet("01:00:5e:00:00:fb", a, IP, udp("10.0.0.2", "224.0.0.251", mark)),
@@ -56,13 +60,15 @@ def test_a_storm_of_frames_to_everybody_stays_at_the_port() -> None:
         sniffer = here.db.sniffer().socket
         sniffer.setsockopt(socket.SOL_SOCKET, 33, _RECEIVED)  # SO_RCVBUFFORCE
         for number, (kind, make) in enumerate(STORMS.items()):
-            here.cloud.fabric._tenant(here.cloud.tenants["acme"]).nft.run("flush set bridge lab storms")
-            mark = os.urandom(8)
+            here.cloud.fabric._tenant(here.cloud.tenants["acme"]).nft.run(
+                "flush set bridge lab storms\nflush set bridge lab resolving"
+            )
+            mark = os.urandom(6)
             frame = make(here.web.port.mac, here.db.port.mac, mark)
             here.web.send_frame(frame)
             assert received(sniffer, mark) == 1, f"{kind}: the control: one arrives"
             flood(here.web, frame)
-            assert rules.GROUP_BURST / 2 < received(sniffer, mark) < FRAMES / 2, kind
+            assert bridge_rules.GROUP_BURST / 2 < received(sniffer, mark) < FRAMES / 2, kind
             if number == 0:
                 here.meet("after it")
 

@@ -23,6 +23,7 @@ from insula.network.policy_model import is_inside, judge
 from tests.support import policies
 
 TABLE = "t"
+GUARD = f"table bridge {TABLE} {{ set guarded {{ typeof oifname; }}\n }}\n"
 
 
 def compiled(intent: TenantIntent) -> elements.SetContents:
@@ -36,7 +37,7 @@ def in_new_table(worlds: list[TenantIntent]) -> list[elements.SetContents]:
     def work() -> list[elements.SetContents]:
         found = []
         with Nft() as nft:
-            nft.run(f"table inet {TABLE} {{ {chains.sets()} {chains.chains()} chain by_name {{ }}\n }}")
+            nft.run(GUARD + f"table inet {TABLE} {{ {chains.sets()} {chains.chains()} chain by_name {{ }}\n }}")
             socket = NftablesSocket()
             try:
                 for intent in worlds:
@@ -121,6 +122,7 @@ def test_an_instance_more_is_two_elements_for_each_address_whatever_the_number_o
         some = [policy(f"p{n}", f"app{n}", 80) for n in range(number)]
         before, after = compiled(world(some, 50)), compiled(world(some, 51))
         more = {name: len(after[name]) - len(before[name]) for name in after if after[name] != before[name]}
+        assert more.pop("guarded", 1) == 1
         assert more == {"subjects4": 1, "peers4": 1, "subjects6": 2, "peers6": 2}, "the link-local address too"
 
 
@@ -136,7 +138,7 @@ def after_changes(intent: TenantIntent, later: list[list[Policy]]) -> list[eleme
         found = []
         with Nft() as nft:
             own = "set judged { type mark; }\nmap epoch { type nf_proto : mark; }\n"
-            nft.run(f"table inet {TABLE} {{ {own} {chains.sets()} {chains.chains()} chain by_name {{ }}\n }}")
+            nft.run(GUARD + f"table inet {TABLE} {{ {own} {chains.sets()} {chains.chains()} chain by_name {{ }}\n }}")
             socket = NftablesSocket()
             try:
                 installed = InstalledPolicy(socket, TABLE, Epoch(socket, TABLE))

@@ -2,10 +2,7 @@
 
 There are three tables. Packets from and to tenants that no rule accepts are dropped.
 
-- The `bridge` table in a tenant's namespace filters frames from instances. An instance may send from its own MAC
-  address and its own IP addresses only, also in ARP and NDP messages. Router advertisements and DHCP replies are
-  dropped. So are reports of multicast membership (RFC 3376, RFC 3810): the bridges flood multicast frames, so reports
-  have no use, and each start would send one to every instance.
+- The `bridge` table in a tenant's namespace filters frames from and to instances: see `bridge_rules`.
 - The `inet` table in a tenant's namespace is that of its router. It answers pings and DNS at its gateways, and judges
   connections: those that are routed, and with br_netfilter those between two instances of one network. The set `paths`
   has pairs of devices between which a connection may be opened, and the map `routers` and the set `joined` have the
@@ -34,18 +31,14 @@ from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
 from insula.network.addresses import gateway_mac, link_local
 from insula.network.intent import RemotePort
-from insula.network.linux import gateway_rules, keys, name_rules, naming, pairs
+from insula.network.linux import bridge_rules, gateway_rules, keys, name_rules, naming, pairs
 from insula.network.linux.policy import chains as policy
 from insula.network.packets import DSCP
 
 CONNECTIONS: Final = 16384  # of a tenant to the outside, whose table is the host's; of a peer to a tenant, in its table
 CONNECTIONS_EACH: Final = 8192  # of an address of an instance to anywhere, and of all its addresses to the outside
-GROUP_FRAMES: Final = 100  # a second from a port to broadcast and multicast addresses: each goes to all ports
-GROUP_BURST: Final = 2000  # of these at once: an instance may look for all others of its network
-FRAGMENTS: Final = 2000  # a second from a port, and at once: the router keeps them until the packet is whole
 DNS_QUERIES_EACH: Final = 500  # a second over UDP from one address
 DNS_QUERIES: Final = 2000  # a second over UDP to the tenant's resolver, which uses the host's processors
-ASKS: Final = 5  # messages of a port a second to the DHCP servers, and router solicitations
 DNS_CONNECTIONS: Final = 50  # a second over TCP: the resolver forks a process for each
 
 Elements = Mapping[str, Iterable[tuple[str, ...]]]
@@ -59,89 +52,6 @@ icmp type {{ destination-unreachable, time-exceeded }} @th,72,8 & 0xfc == {DSCP 
 """Rules that drop ICMP errors about probes. An error quotes the packet's header (RFC 792, RFC 4443), with its DSCP."""
 
 _TENANT = """
-table bridge {table} {{
-    set macs {{ typeof iifname . ether saddr; }}
-    set ipv4 {{ typeof iifname . ether saddr . ip saddr; }}
-    set ipv6 {{ typeof iifname . ether saddr . ip6 saddr; }}
-    set ndp {{ typeof iifname . ether saddr . @th,64,128; }}
-    set ranges4 {{ typeof iifname . ether saddr . ip saddr; flags interval; }}
-    set ranges6 {{ typeof iifname . ether saddr . ip6 saddr; flags interval; }}
-    set sent {{ typeof iifname; counter; }}
-    set received {{ typeof oifname; counter; }}
-    set reflected {{ typeof iifname . oifname; }}
-    set asking {{ typeof iifname; size 65535; flags dynamic,timeout; timeout 10s; }}
-    set fragments {{ typeof iifname . ether saddr; size 65535; flags dynamic,timeout; timeout 10s; }}
-    set storms {{ typeof iifname; size 65535; flags dynamic,timeout; timeout 1m; }}
-
-    chain prerouting {{
-        type filter hook prerouting priority -200; policy drop;
-        iifname . ether saddr != @macs drop
-        meta pkttype {{ broadcast, multicast }} update @storms {{ iifname {groups} }} drop
-        ether type arp goto from_arp
-        ether type ip goto from_ipv4
-        ether type ip6 goto from_ipv6
-    }}
-    chain from_arp {{
-        arp htype != 1 drop
-        arp ptype != ip drop
-        iifname . arp saddr ether . arp saddr ip @ipv4 accept
-        arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept comment "probe, RFC 5227"
-        drop
-    }}
-    chain from_ipv4 {{
-        ip frag-off & 0x3fff != 0 jump pieces
-        udp sport 67 drop comment "DHCP server"
-        ip protocol igmp drop
-        udp dport 67 jump asks
-        ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 goto counted comment "DHCP client"
-        iifname . ether saddr . ip saddr @ipv4 goto counted
-        iifname . ether saddr . ip saddr @ranges4 goto counted
-        drop
-    }}
-    chain from_ipv6 {{
-        meta l4proto {{ {protocols6} }} goto from_known_ipv6
-        drop comment "other headers, and fragments, hide the protocol"
-    }}
-    chain pieces {{
-        update @fragments {{ iifname . ether saddr limit rate over {fragments}/second burst {fragments} packets }} drop
-    }}
-    chain whole_headers {{
-        @th,56,8 < 0x80 return comment "the first fragment has all headers, RFC 7112"
-        @th,56,8 >= 0x80 return
-        drop
-    }}
-    chain from_known_ipv6 {{
-        exthdr frag exists jump pieces
-        frag frag-off 0 jump whole_headers
-        exthdr frag exists icmpv6 type 133-137 drop comment "neighbor discovery in fragments, RFC 6980"
-        icmpv6 type {{ nd-router-advert, nd-redirect }} drop
-        icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report }} drop
-        udp sport 547 drop comment "DHCPv6 server"
-        udp dport 547 jump asks
-        icmpv6 type nd-router-solicit jump asks
-        ip6 saddr :: ip6 daddr ff02::2 icmpv6 type nd-router-solicit goto counted
-        icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @ndp drop
-        iifname . ether saddr . ip6 saddr @ipv6 goto counted
-        iifname . ether saddr . ip6 saddr @ranges6 goto counted
-        ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . ether saddr . @th,64,128 @ndp goto counted comment "DAD"
-        drop
-    }}
-    chain asks {{
-        update @asking {{ iifname limit rate over {asks}/second burst {asks} packets }} drop
-    }}
-    chain counted {{
-        iifname @sent accept
-        accept
-    }}
-    chain forward {{
-        type filter hook forward priority -200; policy accept;
-        meta pkttype {{ broadcast, multicast }} iifname . oifname @reflected drop comment "ports are in hairpin mode"
-    }}
-    chain postrouting {{
-        type filter hook postrouting priority 0; policy accept;
-        ether type {{ ip, ip6 }} oifname @received accept
-    }}
-}}
 table inet {table} {{
     set bridges {{ typeof iifname; }}
     set paths {{ typeof iifname . oifname; }}
@@ -211,7 +121,7 @@ table inet {table} {{
         ct state established ct mark @judged accept
         ct state invalid drop
         ct state related meta l4proto {{ icmp, icmpv6 }} goto errors
-        ct state untracked icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @paths accept
+        ct state untracked iifname . oifname @paths ip6 hoplimit 255 goto resolution comment "bridged, not routed"
         ct state untracked drop
         ct direction original iifname . oifname @paths goto judge
         ct direction reply oifname . iifname @paths goto judge
@@ -219,6 +129,10 @@ table inet {table} {{
         ct status dnat goto from_outside comment "linux.outside"
         oifname "{egress}*" ct state established accept
         iifname "{egress}*" goto egress_forward
+    }}
+    chain resolution {{
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        drop
     }}
     chain errors {{
         iifname . oifname @paths accept comment "whoever sends them: they only quote a connection"
@@ -277,9 +191,6 @@ table inet {table} {{
 }}
 """
 
-PROTOCOLS6: Final = "tcp, udp, icmpv6, sctp, dccp, udplite, gre, esp, 4, 41, 89, 103, 112, 115"
-"""The IPv6 protocols that an instance may send. Authentication headers (51) are excluded: they hide the protocol."""
-
 METADATA4: Final = ("168.63.129.16", "100.100.100.200", "192.0.0.192")
 """Metadata services of clouds, which give secrets to their machines: Azure, Alibaba, Oracle. Others have link-local
 addresses."""
@@ -288,28 +199,28 @@ addresses."""
 def tenant_rules(table: str) -> str:
     """Return the rules of both tables in a tenant's namespace."""
     asked = f"limit rate over {DNS_QUERIES_EACH}/second burst {DNS_QUERIES_EACH} packets"
-    return gateway_rules.text(table) + _TENANT.format(
-        table=table,
-        uplink=naming.UPLINK,
-        egress=naming.EGRESS,
-        peering=naming.PEERING,
-        metadata4=", ".join(METADATA4),
-        connections=CONNECTIONS,
-        each=CONNECTIONS_EACH,
-        groups=f"limit rate over {GROUP_FRAMES}/second burst {GROUP_BURST} packets",
-        asked=asked,
-        queries=DNS_QUERIES,
-        connects=DNS_CONNECTIONS,
-        closed_dns=gateway_rules.CLOSED_DNS_PORT,
-        asks=ASKS,
-        fragments=FRAGMENTS,
-        protocols6=PROTOCOLS6,
-        errors=ERRORS,
-        policy_sets=policy.sets(),
-        policy_chains=policy.chains(),
-        name_sets=name_rules.sets(),
-        name_chains=name_rules.chains(asked),
-        to_gate=name_rules.TO_GATE,
+    return (
+        gateway_rules.text(table)
+        + bridge_rules.text(table)
+        + _TENANT.format(
+            table=table,
+            uplink=naming.UPLINK,
+            egress=naming.EGRESS,
+            peering=naming.PEERING,
+            metadata4=", ".join(METADATA4),
+            connections=CONNECTIONS,
+            each=CONNECTIONS_EACH,
+            asked=asked,
+            queries=DNS_QUERIES,
+            connects=DNS_CONNECTIONS,
+            closed_dns=gateway_rules.CLOSED_DNS_PORT,
+            errors=ERRORS,
+            policy_sets=policy.sets(),
+            policy_chains=policy.chains(),
+            name_sets=name_rules.sets(),
+            name_chains=name_rules.chains(asked),
+            to_gate=name_rules.TO_GATE,
+        )
     )
 
 
@@ -349,6 +260,8 @@ _TYPES: Final = {
     "bridge sent": "d",
     "bridge received": "d",
     "bridge reflected": "dd",
+    "bridge sought4": "d4",
+    "bridge sought6": "dh",
     "inet bridges": "d",
     "inet closed": "d",
     "inet paths": "dd",
@@ -402,7 +315,9 @@ def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
         "bridge macs": [(device, each) for each in (mac, *pairs.macs(port))],
         "bridge ipv4": [(device, *pair) for pair in four],
         "bridge ipv6": [(device, *pair) for pair in six],
-        "bridge ndp": [(device, each, f"0x{int(IPv6Address(address)):032x}") for each, address in six],
+        "bridge ndp": [(device, each, _target(address)) for each, address in six],
+        "bridge sought4": [(device, address) for _, address in four],
+        "bridge sought6": [(device, _target(address)) for _, address in six],
         "bridge reflected": [(device, device)],
         **{name: [(device,)] for name in COUNTED},
     }
@@ -413,12 +328,20 @@ def of_remote(network: Network, remote: RemotePort) -> dict[str, list[tuple[str,
     device, mac = naming.vxlan(network.index), remote.mac
     six = [address for address in remote.addresses if ":" in address]
     six += [link_local(mac)] if six else []
+    four = [address for address in remote.addresses if ":" not in address]
     return {
         "bridge macs": [(device, mac)],
-        "bridge ipv4": [(device, mac, address) for address in remote.addresses if ":" not in address],
+        "bridge ipv4": [(device, mac, address) for address in four],
         "bridge ipv6": [(device, mac, address) for address in six],
-        "bridge ndp": [(device, mac, f"0x{int(IPv6Address(address)):032x}") for address in six],
+        "bridge ndp": [(device, mac, _target(address)) for address in six],
+        "bridge sought4": [(device, address) for address in four],
+        "bridge sought6": [(device, _target(address)) for address in six],
     }
+
+
+def _target(address: str) -> str:
+    """Return the target of a message of neighbor discovery, 16 bytes, as an element has it."""
+    return f"0x{int(IPv6Address(address)):032x}"
 
 
 def of_routed(network: Network, addresses: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:

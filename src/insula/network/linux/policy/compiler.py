@@ -25,6 +25,7 @@ from insula.model.policies import (
 )
 from insula.network.addresses import link_local
 from insula.network.intent import PolicyIntent, RemotePort
+from insula.network.linux import naming
 from insula.network.linux.policy.classes import (
     EVERY_INSTANCE,
     AddressClass,
@@ -100,17 +101,20 @@ class Compiled:
     audited: dict[Direction, Grants] = field(default_factory=dict)
     """Subjects of policies in audit, and what would still be granted if these were enforced."""
     without_dns: set[int] = field(default_factory=set)
+    devices: Mapping[int, set[str]] = field(default_factory=dict)
+    """The devices of the ports whose addresses are of a class."""
     port_sets: Mapping[int, PortSet] = field(default_factory=dict)
 
 
 class PolicyMember(NamedTuple):
-    """A port of the tenant, on this host or another: its instance, its network, its addresses, and the ranges that it
-    may use beside these."""
+    """A port of the tenant, on this host or another: its instance, its network, its addresses, the ranges that it may
+    use beside these, and its device, which is empty if it is on another host."""
 
     instance: str
     network: str
     addresses: tuple[str, ...]
     allowed: tuple[str, ...] = ()
+    device: str = ""
 
 
 NOBODY: Final[Conditions] = frozenset({("", "Exists", frozenset[str]())})
@@ -137,6 +141,7 @@ class Compiler:
         allowed = [(self._holder(member), cidr) for member in members for cidr in member.allowed]
         self._ranges = RangeMap(self._asked, _subnets(networks), allowed)
         self._address_classes = self._of_addresses(members)
+        self._local = [member for member in members if member.device]
         kinds = {*self._address_classes.values(), *(piece.kind for piece in self._ranges.pieces)}
         self._texts = {kind: class_text(kind) for kind in kinds}
         by_text = class_numbers(self._texts.values())
@@ -168,6 +173,13 @@ class Compiler:
                     ambiguous.add(address)
         return {address: kind for address, kind in found.items() if address not in ambiguous}
 
+    def _devices(self) -> dict[int, set[str]]:
+        found: dict[int, set[str]] = defaultdict(set)
+        for member in self._local:
+            for _, kind in self.classes(member):
+                found[self._numbers[kind]].add(member.device)
+        return found
+
     def number(self, kind: AddressClass) -> int | None:
         """Return the number of a class; None if no address of this compilation is of it."""
         return self._numbers.get(kind)
@@ -179,6 +191,7 @@ class Compiler:
             pieces=[(piece, self._numbers[piece.kind]) for piece in self._ranges.pieces],
             unknown={n for kind, n in self._numbers.items() if kind.network is not None and not kind.is_instance},
             without_dns=self._without_dns(),
+            devices=self._devices(),
         )
         self._add_grants(found, {number for number, kind in self._kinds.items() if kind.is_instance})
         return found
@@ -354,7 +367,7 @@ def member_of(port: Port) -> PolicyMember:
     """Return the member of a port."""
     six = [port.address6, link_local(port.mac)] if port.address6 else []
     allowed = tuple(sorted(pair.address for pair in port.allowed_pairs))
-    return PolicyMember(port.instance, port.network, (port.address, *six), allowed)
+    return PolicyMember(port.instance, port.network, (port.address, *six), allowed, naming.port(port.index))
 
 
 def _compiled_rules(policy: Policy, groups: Mapping[str, AddressGroup]) -> Mapping[Direction, Sequence[CompiledRule]]:

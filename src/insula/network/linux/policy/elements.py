@@ -15,6 +15,7 @@ from insula.kernel.netlink import Request, intervals, maps
 from insula.kernel.netlink.maps import KeyInterval
 from insula.kernel.netlink.nftables import NftablesSocket
 from insula.model.policies import Direction
+from insula.network.linux import keys
 from insula.network.linux.policy.classes import RangePiece
 from insula.network.linux.policy.compiler import DIRECTIONS, Compiled, Grants
 from insula.network.linux.policy.numbers import swapped
@@ -37,7 +38,9 @@ _EXACT: Final = (
       for name in ("isolated", "pairs", "to_all")),
     *(f"operator_{action}_{direction}" for direction in DIRECTIONS for action in ("accept", "deny")),
 )  # fmt: skip
-SETS: Final = (*_EXACT, *_INTERVALS, "port_ranges")
+GUARDED: Final = "guarded"
+"""The set of devices, in the table `bridge`, of instances that policies in direction in select."""
+SETS: Final = (*_EXACT, *_INTERVALS, "port_ranges", GUARDED)
 """All sets and maps that the compiler fills, by name."""
 
 
@@ -57,6 +60,7 @@ def contents(compiled: Compiled, operator: CompiledOperator) -> SetContents:
     for kind, grants in (("", compiled.enforced), ("audit_", compiled.audited)):
         for direction, each in grants.items():
             _add_grants(found, kind, direction, each)
+    found[GUARDED] = _guarded(compiled, compiled.devices)
     _add_operator(found, operator)
     return found
 
@@ -118,6 +122,7 @@ def difference(before: Compiled, after: Compiled, subjects: set[int]) -> tuple[S
     found: tuple[SetContents, SetContents] = ({}, {})
     for contents_, compiled in zip(found, (before, after), strict=True):
         contents_["without_dns"] = {KeyInterval(_number(number)): b"" for number in compiled.without_dns}
+        contents_[GUARDED] = _guarded(compiled, subjects)
         for name in ("everything", "protocols", "ports", "port_ranges"):
             contents_[name] = {}
         for number in after.port_sets.keys() - before.port_sets.keys():
@@ -127,6 +132,17 @@ def difference(before: Compiled, after: Compiled, subjects: set[int]) -> tuple[S
             for direction, each in grants.items():
                 _add_grants(contents_, kind, direction, each.only(subjects))
     return found
+
+
+def _guarded(compiled: Compiled, subjects: Iterable[int]) -> dict[KeyInterval, bytes]:
+    """Return the elements of devices of those of some subjects that are selected in direction in."""
+    isolated = compiled.enforced["in"].isolated.intersection(subjects)
+    return {device(each): b"" for number in isolated for each in compiled.devices.get(number, ())}
+
+
+def device(name: str) -> KeyInterval:
+    """Return the key of a device."""
+    return KeyInterval(keys.packed("d", (name,)))
 
 
 def _add_operator(found: SetContents, operator: CompiledOperator) -> None:
@@ -162,7 +178,9 @@ def _padded(port: int) -> bytes:
 def read(socket: NftablesSocket, table: str) -> SetContents:
     """Read the elements of all sets."""
     return {
-        name: intervals.read(socket, table, name) if name in _INTERVALS else maps.read(socket, "inet", table, name)
+        name: intervals.read(socket, table, name)
+        if name in _INTERVALS
+        else maps.read(socket, _family(name), table, name)
         for name in SETS
     }
 
@@ -180,6 +198,10 @@ def changes(table: str, have: SetContents, wanted: SetContents) -> list[Request]
             deleted += intervals.delete(table, name, gone)
             added += intervals.add(table, name, new)
         else:
-            deleted += maps.delete("inet", table, name, gone)
-            added += maps.add("inet", table, name, new)
+            deleted += maps.delete(_family(name), table, name, gone)
+            added += maps.add(_family(name), table, name, new)
     return [*deleted, *added]
+
+
+def _family(name: str) -> str:
+    return "bridge" if name == GUARDED else "inet"

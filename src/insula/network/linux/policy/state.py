@@ -26,7 +26,9 @@ from insula.network.linux.policy.compiler import Compiled, Compiler, PolicyMembe
 from insula.network.linux.policy.elements import SetContents
 from insula.network.linux.policy.operator import compile_operator
 
-_PERMITTING: Final = ("subjects", "peers", "ports", "protocols", "everything", "port_ranges", "pairs_", "to_all_")
+_PERMITTING: Final = (
+    "subjects", "peers", "ports", "protocols", "everything", "port_ranges", "pairs_", "to_all_", elements.GUARDED,
+)  # fmt: skip
 """Sets to which elements can be added without that a connection becomes forbidden, by the beginning of their names."""
 
 
@@ -77,6 +79,8 @@ class InstalledPolicy:
                 numbers = {*wanted[name].values()}
                 stay = {key: number for key, number in have[name].items() if number in numbers}
                 wanted[name] = stay | wanted[name]
+            known = {elements.device(member.device) for member in self._members.values()}
+            wanted[elements.GUARDED] |= {each: b"" for each in have[elements.GUARDED] if each not in known}
         return self._change(have, wanted)
 
     def replace(self, policy: PolicyIntent) -> None:
@@ -121,7 +125,11 @@ class InstalledPolicy:
 
     def _without(self, member: PolicyMember) -> PolicyChange:
         have, mine = self._known(), elements.addresses_of(member.addresses)
+        mine = {**mine, elements.GUARDED: {elements.device(member.device)}}
         wanted = {name: {k: v for k, v in have[name].items() if k not in keys} for name, keys in mine.items()}
+        if self._last is not None:
+            for devices in self._last.devices.values():
+                devices.discard(member.device)
         return self._change(have, wanted)
 
     def commit(self, requests: Sequence[Request], change: PolicyChange, *, restricts: bool = False) -> None:
@@ -164,11 +172,14 @@ class InstalledPolicy:
         if known or self._compiler is None or self._last is None or member.allowed:
             return self._change(have, self._compiled())
         self._compiler.labels = self._intent.labels
-        wanted: SetContents = {name: {} for name in _ADDRESSES}
+        wanted: SetContents = {name: {} for name in (*_ADDRESSES, elements.GUARDED)}
         for address, kind in self._compiler.classes(member):
             if (number := self._compiler.number(kind)) is None:  # a class that no other port has
                 return self._change(have, self._compiled())
             elements.add_address(wanted, address, number)
+            self._last.devices[number].add(member.device)
+            if number in self._last.enforced["in"].isolated:
+                wanted[elements.GUARDED][elements.device(member.device)] = b""
         return self._change(have, {name: have[name] | some for name, some in wanted.items()})
 
     def audited(self) -> list[CountedFlow]:
