@@ -131,6 +131,32 @@ class Keyspace(Generic[T]):
         return good, bad
 
 
+class DecodedObjects(Generic[T]):
+    """Objects of a keyspace that are decoded once in each version, as one reader needs them again and again."""
+
+    def __init__(self, keyspace: Keyspace[T]) -> None:
+        self._keyspace = keyspace
+        self._known: dict[str, dict[str, Found[T]]] = {}
+
+    def sort_out(self, prefix: str, entries: Iterable[Entry]) -> tuple[Sequence[Found[T]], Sequence[Entry]]:
+        """Decode all entries with a prefix; returns the objects, and the damaged entries."""
+        known, good, bad = self._known.get(prefix, {}), dict[str, Found[T]](), []
+        for entry in entries:
+            found = known.get(entry.key)
+            if found is None or found.revision != entry.revision:
+                try:
+                    found = Found(self._keyspace.decode(entry), entry.revision)
+                except Failed:
+                    bad.append(entry)
+                    continue
+            good[entry.key] = found
+        if good:
+            self._known[prefix] = good
+        else:
+            self._known.pop(prefix, None)
+        return [*good.values()], bad
+
+
 async def _in_turns(entries: Iterable[Entry]) -> AsyncIterator[Entry]:
     """Yield entries, and let other tasks run between them: an entry may have a megabyte, and a tenant thousands."""
     taken = 0

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
-from insula.model.policies import InstancePeer, Policy, PolicyRule, PortMatch, Selector
+from insula.model.objects import Port
+from insula.model.policies import CidrPeer, InstancePeer, LabelRequirement, Policy, PolicyRule, PortMatch, Selector
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.policy import chains, elements
@@ -131,8 +132,10 @@ def test_narrowing_a_policy_changes_one_entry_of_the_two_classes() -> None:
     assert {name for name in after if after[name] != before[name]} == {"ports", "pairs_in"}
 
 
-def after_changes(intent: TenantIntent, later: list[list[Policy]]) -> list[elements.SetContents]:
-    """Have an intent installed, then other policies one after the other; what the kernel has after each of these."""
+def after_changes(
+    intent: TenantIntent, later: list[list[Policy]], plugged: list[list[Port]]
+) -> list[elements.SetContents]:
+    """Have an intent installed, then other policies, each with other ports; what the kernel has after each change."""
 
     def work() -> list[elements.SetContents]:
         found = []
@@ -143,7 +146,15 @@ def after_changes(intent: TenantIntent, later: list[list[Policy]]) -> list[eleme
             try:
                 installed = InstalledPolicy(socket, TABLE, Epoch(socket, TABLE))
                 installed.commit((), installed.whole(intent, intent.ports))
-                for policies_ in later:
+                now = intent.ports
+                for policies_, ports in zip(later, plugged, strict=True):
+                    for port in now:
+                        if port not in ports:
+                            installed.withdraw(port, ())
+                    for port in ports:
+                        if port not in now:
+                            installed.admit(port, intent.policy.labels.get(port.instance, {}), ())
+                    now = ports
                     installed.replace(replace(intent.policy, policies=policies_))
                     found.append(elements.read(socket, TABLE))
                     assert installed.drift() == []
@@ -157,8 +168,9 @@ def after_changes(intent: TenantIntent, later: list[list[Policy]]) -> list[eleme
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(intent=policies.intents(), data=st.data(), seed=st.integers(0, 1 << 32))
 def test_changes_of_single_policies(intent: TenantIntent, data: st.DataObject, seed: int) -> None:
-    """They mean what the model says. Most of them take the way that looks at some classes only."""
-    random, now, later = Random(seed), {each.name: each for each in intent.policy.policies}, []
+    """They mean what the model says, while ports come and go. Most take the way that looks at some classes only."""
+    random, now, later = Random(seed), {each.name: each for each in intent.policy.policies}, list[list[Policy]]()
+    plugged = [random.sample(intent.ports, random.randrange(len(intent.ports) + 1)) for _ in range(4)]
     for number in range(4):
         name = f"p{random.randrange(5)}"
         if random.random() < 0.3:
@@ -168,6 +180,27 @@ def test_changes_of_single_policies(intent: TenantIntent, data: st.DataObject, s
             known = random.choice([*now.values()]) if now and random.random() < 0.7 else drawn
             now[name] = replace(known, name=name, audit=drawn.audit, dns=drawn.dns)
         later.append([*now.values()])
-    for policies_, sets in zip(later, after_changes(intent, later), strict=True):
-        changed = replace(intent, policy=replace(intent.policy, policies=policies_))
+    for policies_, ports, sets in zip(later, plugged, after_changes(intent, later, plugged), strict=True):
+        changed = replace(intent, ports=ports, policy=replace(intent.policy, policies=policies_))
         check(changed, sets, random, 100)
+
+
+def test_a_selector_or_a_range_more_is_found_without_looking_at_everything() -> None:
+    """The work of a change doesn't grow with the number of policies and ports: it is counted, not timed."""
+    counts = []
+    for instances in (20, 200):
+        some = [policy(f"p{n}", f"app{n % 10}", 80 + n) for n in range(instances)]
+        intent = world(some, instances)
+        compiler = Compiler(intent.policy, intent.networks, members_of(intent.ports))
+        before = compiler.run()
+        rule = PolicyRule(direction="in", peers=[CidrPeer(cidr="172.16.0.0/12")], ports=[])
+        select = Selector(labels={"app": "client"}, expressions=[LabelRequirement(key="app", operator="Exists")])
+        new = Policy(tenant="acme", name="new", select=select, directions=["in"], rules=[rule], created=0)
+        found = compiler.change(before, [*some, new])
+        assert found
+        after, changes = found
+        have, wanted = elements.difference(before, after, changes)
+        differing = {name: len(have.get(name, {}).items() ^ some.items()) for name, some in wanted.items()}
+        counts.append((len(changes.subjects), {name: number for name, number in differing.items() if number}))
+    assert counts[0] == counts[1]
+    assert {"ranges4", "subjects4", "isolated_in", "pairs_in", "guarded"} <= {*counts[0][1]}

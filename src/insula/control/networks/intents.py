@@ -39,6 +39,7 @@ from insula.network.intent import (
 from insula.network.link import HINT, measured_link
 from insula.network.policy_model import matches
 from insula.store.protocol import Entry
+from insula.store.typed import DecodedObjects
 
 
 class Intents:
@@ -54,6 +55,7 @@ class Intents:
         self.floors: dict[str, Floors] = {}
         self.outside: set[str] = set()
         self._instances = instances
+        self._policies = DecodedObjects(POLICIES)
         self._link: int | None = None  # the bandwidth of this host; measured again while it isn't known
 
     async def build(self, name: str) -> TenantIntent | None:
@@ -105,10 +107,11 @@ class Intents:
 
     async def _policy(self, tenant: Tenant) -> PolicyIntent:
         store, name = self.context.store, tenant.name
-        policies, damaged = POLICIES.sort_out((await store.list(POLICIES.prefix(name))).entries)
+        prefix = POLICIES.prefix(name)
+        policies, damaged = self._policies.sort_out(prefix, (await store.list(prefix)).entries)
         tiers = sorted(await OPERATOR_POLICIES.list(store), key=lambda policy: (policy.priority, policy.name))
         return PolicyIntent(
-            policies=[*(each.value for each in policies), *(_in_place_of(name, entry) for entry, _ in damaged)],
+            policies=[*(each.value for each in policies), *(_in_place_of(name, entry) for entry in damaged)],
             groups=await ADDRESS_GROUPS.readable(store, name),
             labels=self.labels(name),
             operator=[policy for policy in tiers if matches(policy.tenants, tenant.labels)],

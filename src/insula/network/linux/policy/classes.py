@@ -41,6 +41,11 @@ class AddressClass(NamedTuple):
     def is_instance(self) -> bool:
         return self.selectors is not None
 
+    @property
+    def is_vacant(self) -> bool:
+        """Whether its addresses are of a network, and no instance has them."""
+        return self.network is not None and not self.is_instance
+
 
 class RangePiece(NamedTuple):
     """The addresses from `first` to `last` of an IP version, which are of one class unless an instance has them."""
@@ -79,6 +84,11 @@ class SelectorIndex:
         self._by_label: dict[tuple[str, str], list[Conditions]] = defaultdict(list)
         self._others: list[Conditions] = []
         self._known: dict[frozenset[tuple[str, str]], frozenset[Conditions]] = {}
+        self.add(selectors)
+
+    def add(self, selectors: Iterable[Conditions]) -> set[frozenset[tuple[str, str]]]:
+        """Add selectors. Return those of the labels asked for so far that one of these selects."""
+        changed = set()
         for selector in selectors:
             if selector == EVERY_INSTANCE:
                 continue
@@ -87,6 +97,11 @@ class SelectorIndex:
                 self._by_label[exact].append(selector)  # type: ignore[index]
             else:
                 self._others.append(selector)
+            for labels, found in self._known.items():
+                if (exact is None or exact in labels) and _holds(selector, dict(labels)):
+                    self._known[labels] = found | {selector}
+                    changed.add(labels)
+        return changed
 
     def selecting(self, labels: Mapping[str, str]) -> frozenset[Conditions]:
         """Return the selectors that select these labels, without the one that selects everything."""
@@ -126,6 +141,13 @@ Owner = Range | AddressHolder | str
 """What has a CIDR: a range of a rule, an instance with allowed addresses, or a network by its name."""
 
 
+class RangeCut(NamedTuple):
+    """Pieces that are gone, and those that are there instead, in order."""
+
+    gone: dict[RangePiece, None]
+    new: dict[RangePiece, None]
+
+
 class RangeMap:
     """The disjoint pieces of ranges, networks and allowed addresses of both IP versions."""
 
@@ -145,9 +167,45 @@ class RangeMap:
         self._starts = {v: [piece.first for piece in self.pieces if piece.version == v] for v in (4, 6)}
         self._by_version = {v: [piece for piece in self.pieces if piece.version == v] for v in (4, 6)}
 
+    def cut(self, range_: Range, into: RangeCut) -> None:
+        """Cut the pieces at the bounds of a range more, and add to `into` which are gone and which are new."""
+        wanted: list[tuple[Owner, str, bool]] = [(range_, cidr, True) for cidr in range_.cidrs]
+        wanted += [(range_, cidr, False) for cidr in range_.without]
+        for version in (4, 6):
+            for region in _pieces(version, wanted):
+                self._cut(region, into)
+        self.pieces = [*self._by_version[4], *self._by_version[6]]
+
+    def _cut(self, region: RangePiece, into: RangeCut) -> None:
+        version, first, last, kind = region
+        pieces, starts = self._by_version[version], self._starts[version]
+        begin, end = bisect_right(starts, first), bisect_right(starts, last)
+        if begin and pieces[begin - 1].last >= first:
+            begin -= 1
+        new, at = list[RangePiece](), first
+        for piece in pieces[begin:end]:
+            if piece.first < first:
+                new.append(piece._replace(last=first - 1))
+            if at < piece.first:
+                new.append(RangePiece(version, at, piece.first - 1, kind))
+            at = min(piece.last, last) + 1
+            finer = piece.kind._replace(ranges=piece.kind.ranges | kind.ranges)
+            new.append(RangePiece(version, max(piece.first, first), at - 1, finer))
+            if piece.last > last:
+                new.append(piece._replace(first=last + 1))
+            if piece in into.new:
+                del into.new[piece]
+            else:
+                into.gone[piece] = None
+        if at <= last:
+            new.append(RangePiece(version, at, last, kind))
+        pieces[begin:end] = new
+        starts[begin:end] = [piece.first for piece in new]
+        into.new.update(dict.fromkeys(new))
+
     def ranges(self, address: str) -> frozenset[Range]:
         """Return the ranges that contain an address."""
-        version, number = _number(address)
+        version, number = address_number(address)
         at = bisect_right(self._starts[version], number) - 1
         if at < 0 or (piece := self._by_version[version][at]).last < number:
             return frozenset()
@@ -155,7 +213,8 @@ class RangeMap:
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _number(address: str) -> tuple[int, int]:
+def address_number(address: str) -> tuple[int, int]:
+    """Return the IP version of an address, and its number."""
     one = ip_address(address)
     return one.version, int(one)
 

@@ -26,19 +26,9 @@ from insula.model.policies import (
 from insula.network.addresses import link_local
 from insula.network.intent import PolicyIntent, RemotePort
 from insula.network.linux import naming
-from insula.network.linux.policy.classes import (
-    EVERY_INSTANCE,
-    AddressClass,
-    AddressHolder,
-    Conditions,
-    Range,
-    RangeMap,
-    RangePiece,
-    SelectorIndex,
-    class_text,
-    conditions,
-)
-from insula.network.linux.policy.numbers import class_numbers, port_set_numbers
+from insula.network.linux.policy.classes import EVERY_INSTANCE, Conditions, Range, RangePiece, conditions
+from insula.network.linux.policy.numbers import port_set_numbers
+from insula.network.linux.policy.population import ClassIndex, PolicyMember, Population, Refinement
 from insula.network.linux.policy.port_sets import PortSet, port_set, text_of, union
 from insula.network.names.compiler import has_names
 
@@ -82,6 +72,10 @@ class Grants:
             {s: self.pairs[s] for s in subjects if s in self.pairs},
         )
 
+    def with_others(self, others: frozenset[int]) -> list[int]:
+        """Return the subjects that are granted something with one of these classes."""
+        return [subject for subject, some in self.pairs.items() if not others.isdisjoint(some)]
+
     def with_(self, other: Grants) -> Grants:
         """Return the grants together with those of other subjects."""
         return Grants(self.isolated | other.isolated, self.to_all | other.to_all, self.pairs | other.pairs)
@@ -101,20 +95,20 @@ class Compiled:
     audited: dict[Direction, Grants] = field(default_factory=dict)
     """Subjects of policies in audit, and what would still be granted if these were enforced."""
     without_dns: set[int] = field(default_factory=set)
-    devices: Mapping[int, set[str]] = field(default_factory=dict)
+    devices: dict[int, set[str]] = field(default_factory=dict)
     """The devices of the ports whose addresses are of a class."""
     port_sets: Mapping[int, PortSet] = field(default_factory=dict)
 
+    def tables(self) -> list[Grants]:
+        """Return the grants of both directions, enforced and in audit."""
+        return [*self.enforced.values(), *self.audited.values()]
 
-class PolicyMember(NamedTuple):
-    """A port of the tenant, on this host or another: its instance, its network, its addresses, the ranges that it may
-    use beside these, and its device, which is empty if it is on another host."""
 
-    instance: str
-    network: str
-    addresses: tuple[str, ...]
-    allowed: tuple[str, ...] = ()
-    device: str = ""
+class Changes(NamedTuple):
+    """What differs between two compilations: the grants of some subjects, and classes that are finer."""
+
+    subjects: set[int]
+    finer: Refinement
 
 
 NOBODY: Final[Conditions] = frozenset({("", "Exists", frozenset[str]())})
@@ -128,88 +122,41 @@ class Compiler:
 
     def __init__(self, policy: PolicyIntent, networks: Iterable[Network], members: Iterable[PolicyMember]) -> None:
         self._policies = {each.name: each for each in policy.policies}
-        self.labels = policy.labels
         self._groups = {group.name: group for group in policy.groups}
         self._rules = {name: _compiled_rules(each, self._groups) for name, each in self._policies.items()}
         self._subject = {name: conditions(each.select) for name, each in self._policies.items()}
         every_rule = [rule for by in self._rules.values() for rules in by.values() for rule in rules]
-        self._selectors = {EVERY_INSTANCE, *self._subject.values()}
-        self._selectors |= {rule.selector for rule in every_rule if rule.selector is not None}
-        self._asked = {rule.range for rule in every_rule if rule.range}
-        self._index = SelectorIndex(self._selectors)
-        members = [*members]
-        allowed = [(self._holder(member), cidr) for member in members for cidr in member.allowed]
-        self._ranges = RangeMap(self._asked, _subnets(networks), allowed)
-        self._address_classes = self._of_addresses(members)
-        self._local = [member for member in members if member.device]
-        kinds = {*self._address_classes.values(), *(piece.kind for piece in self._ranges.pieces)}
-        self._texts = {kind: class_text(kind) for kind in kinds}
-        by_text = class_numbers(self._texts.values())
-        self._numbers = {kind: by_text[text] for kind, text in self._texts.items()}
-        self._kinds = {number: kind for kind, number in self._numbers.items()}
-        self._members = _Members(self._numbers)
-
-    def classes(self, member: PolicyMember) -> Iterator[tuple[str, AddressClass]]:
-        """Yield the addresses of a port with their classes."""
-        holder = self._holder(member)
-        for address in member.addresses:
-            yield address, AddressClass(holder.network, holder.selectors, self._ranges.ranges(address))
-
-    def _holder(self, member: PolicyMember) -> AddressHolder:
-        labels = self.labels.get(member.instance, {})
-        return AddressHolder(member.network, frozenset(labels.items()), self._index.selecting(labels))
-
-    def _of_addresses(self, members: Iterable[PolicyMember]) -> dict[str, AddressClass]:
-        """Return the class of each address. A link-local one that several have, on two networks, is left out: it is
-        unknown, so that nothing comes from it."""
-        found: dict[str, AddressClass] = {}
-        holders: dict[str, AddressHolder] = {}
-        ambiguous = set()
-        for member in members:
-            holder = self._holder(member)
-            for address, kind in self.classes(member):
-                found[address] = kind
-                if holders.setdefault(address, holder) != holder:
-                    ambiguous.add(address)
-        return {address: kind for address, kind in found.items() if address not in ambiguous}
-
-    def _devices(self) -> dict[int, set[str]]:
-        found: dict[int, set[str]] = defaultdict(set)
-        for member in self._local:
-            for _, kind in self.classes(member):
-                found[self._numbers[kind]].add(member.device)
-        return found
-
-    def number(self, kind: AddressClass) -> int | None:
-        """Return the number of a class; None if no address of this compilation is of it."""
-        return self._numbers.get(kind)
+        self.population = Population(
+            policy.labels,
+            members,
+            _subnets(networks),
+            {*self._subject.values(), *(rule.selector for rule in every_rule if rule.selector is not None)},
+            {rule.range for rule in every_rule if rule.range},
+        )
 
     def run(self) -> Compiled:
         """Compile everything."""
-        found = Compiled(
-            subjects={address: self._numbers[kind] for address, kind in self._address_classes.items()},
-            pieces=[(piece, self._numbers[piece.kind]) for piece in self._ranges.pieces],
-            unknown={n for kind, n in self._numbers.items() if kind.network is not None and not kind.is_instance},
-            without_dns=self._without_dns(),
-            devices=self._devices(),
-        )
-        self._add_grants(found, {number for number, kind in self._kinds.items() if kind.is_instance})
+        found, everybody = Compiled(), self.population
+        found.subjects = {address: everybody.numbers[kind] for address, kind in everybody.addresses.items()}
+        found.pieces, found.unknown = everybody.pieces(), everybody.vacant(everybody.kinds)
+        found.devices, found.without_dns = everybody.devices(), self._without_dns()
+        self._add_grants(found, {number for number, kind in everybody.kinds.items() if kind.is_instance})
         return found
 
-    def change(self, before: Compiled, policies: Iterable[Policy]) -> tuple[Compiled, set[int]] | None:
-        """Compile other policies for the classes that there are: what `run` or `change` has returned `before`, with the
-        grants of some subjects replaced, and these subjects. None if the classes don't suffice."""
+    def change(self, before: Compiled, policies: Iterable[Policy]) -> tuple[Compiled, Changes] | None:
+        """Compile other policies: what `run` or `change` has returned `before`, with the grants of some subjects
+        replaced, and what has changed. None if that is too much; then everything has to be compiled anew."""
         after = {each.name: each for each in policies}
         changed = [n for n in after.keys() | self._policies.keys() if not _same(after.get(n), self._policies.get(n))]
         rules = {name: _compiled_rules(after[name], self._groups) for name in changed if name in after}
         subject = {name: conditions(after[name].select) for name in changed if name in after}
         asked = [rule for by in rules.values() for some in by.values() for rule in some]
-        known = {*subject.values()} <= self._selectors
-        known &= all(rule.selector is None or rule.selector in self._selectors for rule in asked)
-        if not known or not all(rule.range is None or rule.range in self._asked for rule in asked):
+        selectors = {*subject.values(), *(rule.selector for rule in asked if rule.selector is not None)}
+        finer = self.population.refine(selectors, {rule.range for rule in asked if rule.range})
+        if finer is None:
             return None
-        concerned = {number for name in changed for number in self._members.of(self._subject.get(name, NOBODY))}
-        concerned |= {number for each in subject.values() for number in self._members.of(each)}
+        selected = {self._subject.get(name, NOBODY) for name in changed} | {*subject.values()}
+        concerned = {number for each in selected for number in self._classes.of(each)} | finer.after | finer.before
         self._policies = after
         for name in changed:
             self._rules.pop(name, None)
@@ -218,19 +165,39 @@ class Compiler:
         self._subject |= subject
         found = replace(before, without_dns=self._without_dns())
         found.enforced, found.audited = dict(before.enforced), dict(before.audited)
+        if finer != Refinement():
+            concerned |= {subject for each in before.tables() for subject in each.with_others(finer.before)}
+            self._move(found, finer)
         self._add_grants(found, concerned)
-        return found, concerned
+        return found, Changes(concerned, finer)
+
+    @property
+    def _classes(self) -> ClassIndex:
+        return self.population.classes_of
+
+    def _move(self, found: Compiled, finer: Refinement) -> None:
+        """Give addresses and pieces the classes that they have now."""
+        numbers, addresses = self.population.numbers, self.population.addresses
+        found.subjects = {**found.subjects, **{each: numbers[addresses[each]] for each in finer.addresses}}
+        found.pieces = self.population.pieces()
+        found.unknown = found.unknown - finer.before | self.population.vacant(finer.before | finer.after)
+        moved = {address: self.population.device(address) for address in finer.addresses}
+        others = {number: {*found.devices.get(number, ())}.difference(moved.values()) for number in finer.before}
+        found.devices = {**found.devices, **others}
+        for address, device in moved.items():
+            number = found.subjects[address]
+            found.devices[number] = {*found.devices.get(number, ()), *([device] if device else [])}
 
     def _without_dns(self) -> set[int]:
         out = [p for p in self._policies.values() if not p.audit and "out" in p.directions]
         deaf = [p for p in out if not p.dns or has_names([p])]
-        return {number for policy in deaf for number in self._members.of(self._subject[policy.name])}
+        return {number for policy in deaf for number in self._classes.of(self._subject[policy.name])}
 
     def _add_grants(self, found: Compiled, subjects: set[int]) -> None:
         """Replace the grants of some subjects. Sets of ports that are no longer used keep their numbers."""
         selecting = self._selecting(subjects)
         collected = {
-            (audit, direction): _collected(direction, self._rules, selecting, self._members, audit=audit)
+            (audit, direction): _collected(direction, self._rules, selecting, self._classes, audit=audit)
             for audit in (False, True)
             for direction in DIRECTIONS
         }
@@ -245,15 +212,23 @@ class Compiler:
             table[direction] = grants.with_(each.numbered(numbers))
 
     def _selecting(self, subjects: set[int]) -> Mapping[int, Sequence[Policy]]:
-        """Return the policies that select each of some classes."""
+        """Return the policies that select each of some classes, if this is still one, of instances."""
         by_subject: dict[Conditions, list[Policy]] = defaultdict(list)
         for name, policy in self._policies.items():
             by_subject[self._subject[name]].append(policy)
         found = {}
         for number in subjects:
-            selectors = self._kinds[number].selectors or frozenset()
-            found[number] = [p for each in (EVERY_INSTANCE, *selectors) for p in by_subject.get(each, ())]
+            kind = self.population.kinds.get(number)
+            if kind is not None and kind.selectors is not None:
+                found[number] = [p for each in (EVERY_INSTANCE, *kind.selectors) for p in by_subject.get(each, ())]
         return found
+
+
+def _classes_of(rule: CompiledRule, classes: ClassIndex) -> Iterable[int]:
+    """Return the classes of a rule's peers."""
+    if rule.range is not None:
+        return classes.within(rule.range)
+    return classes.of(rule.selector, rule.network) if rule.selector is not None else ()
 
 
 def _same(one: Policy | None, other: Policy | None) -> bool:
@@ -264,7 +239,7 @@ def _collected(
     direction: Direction,
     rules: Mapping[str, Mapping[Direction, Sequence[CompiledRule]]],
     selecting: Mapping[int, Sequence[Policy]],
-    members: _Members,
+    classes: ClassIndex,
     *,
     audit: bool,
 ) -> _Collected:
@@ -280,32 +255,8 @@ def _collected(
         if audit and len(audits) == 1:
             granting += audits
         if granting or audit:
-            found.add(subject, (rule for policy in granting for rule in rules[policy.name][direction]), members)
+            found.add(subject, (rule for policy in granting for rule in rules[policy.name][direction]), classes)
     return found
-
-
-class _Members:
-    """The numbers of classes by the conditions of rules."""
-
-    def __init__(self, numbers: Mapping[AddressClass, int]) -> None:
-        self._instances: dict[tuple[Conditions, str | None], list[int]] = defaultdict(list)
-        self._within: dict[Range, list[int]] = defaultdict(list)
-        for kind, number in numbers.items():
-            for selector in (EVERY_INSTANCE, *kind.selectors) if kind.selectors is not None else ():
-                self._instances[selector, None].append(number)
-                self._instances[selector, kind.network].append(number)
-            for range_ in kind.ranges:
-                self._within[range_].append(number)
-
-    def of(self, selector: Conditions, network: str | None = None) -> Sequence[int]:
-        """Return the classes of the instances that a selector selects."""
-        return self._instances.get((selector, network), ())
-
-    def of_rule(self, rule: CompiledRule) -> Sequence[int]:
-        """Return the classes of a rule's peers."""
-        if rule.range is not None:
-            return self._within.get(rule.range, ())
-        return self.of(rule.selector, rule.network) if rule.selector is not None else ()
 
 
 class _Collected:
@@ -317,14 +268,14 @@ class _Collected:
         self._pairs: dict[tuple[int, int], set[PortSet]] = defaultdict(set)
         self._unions: dict[frozenset[PortSet], PortSet] = {}
 
-    def add(self, subject: int, rules: Iterable[CompiledRule], members: _Members) -> None:
+    def add(self, subject: int, rules: Iterable[CompiledRule], classes: ClassIndex) -> None:
         """Add what rules grant to a subject."""
         self.isolated.add(subject)
         for rule in rules:
             if rule.everybody:
                 self._to_all[subject].add(rule.ports)
             else:
-                for other in members.of_rule(rule):
+                for other in _classes_of(rule, classes):
                     self._pairs[subject, other].add(rule.ports)
 
     def port_sets(self) -> Iterable[PortSet]:

@@ -17,9 +17,10 @@ from insula.kernel.netlink.nftables import NftablesSocket
 from insula.model.policies import Direction
 from insula.network.linux import keys
 from insula.network.linux.policy.classes import RangePiece
-from insula.network.linux.policy.compiler import DIRECTIONS, Compiled, Grants
+from insula.network.linux.policy.compiler import DIRECTIONS, Changes, Compiled, Grants
 from insula.network.linux.policy.numbers import swapped
 from insula.network.linux.policy.operator import Cell, CompiledOperator, interval_number
+from insula.network.linux.policy.population import Refinement
 from insula.network.linux.policy.port_sets import EVERYTHING, PROTOCOLS, PortInterval, PortSet
 
 SetContents = dict[str, dict[KeyInterval, bytes]]
@@ -30,6 +31,9 @@ FEW_PORTS: Final = 16
 _INTERVALS: Final = (
     "ranges4", "ranges6", "subject_ranges4", "subject_ranges6", "operator4", "operator6",
     "operator_tcp", "operator_udp", "operator_icmp", "operator_icmpv6",
+)  # fmt: skip
+_ADDRESSES: Final = (
+    "subjects4", "subjects6", "peers4", "peers6", "ranges4", "ranges6", "subject_ranges4", "subject_ranges6",
 )  # fmt: skip
 _EXACT: Final = (
     "subjects4", "subjects6", "peers4", "peers6",
@@ -47,12 +51,7 @@ SETS: Final = (*_EXACT, *_INTERVALS, "port_ranges", GUARDED)
 def contents(compiled: Compiled, operator: CompiledOperator) -> SetContents:
     """Return the entries of all sets."""
     found: SetContents = {name: {} for name in SETS}
-    for address, number in compiled.subjects.items():
-        add_address(found, address, number)
-    for piece, number in compiled.pieces:
-        _add_piece(found, "ranges", piece, number)
-        if piece.kind.is_instance:
-            _add_piece(found, "subject_ranges", piece, number)
+    _add_addresses(found, compiled, compiled.subjects, compiled.pieces)
     found["unknown"] = {KeyInterval(_number(number)): b"" for number in compiled.unknown}
     found["without_dns"] = {KeyInterval(_number(number)): b"" for number in compiled.without_dns}
     for number, ports in compiled.port_sets.items():
@@ -63,6 +62,20 @@ def contents(compiled: Compiled, operator: CompiledOperator) -> SetContents:
     found[GUARDED] = _guarded(compiled, compiled.devices)
     _add_operator(found, operator)
     return found
+
+
+def _add_addresses(
+    found: SetContents, compiled: Compiled, addresses: Iterable[str], pieces: Iterable[tuple[RangePiece, int]]
+) -> None:
+    """Add the classes of some addresses of instances, and of pieces of ranges."""
+    for name in _ADDRESSES:
+        found.setdefault(name, {})
+    for address in addresses:
+        add_address(found, address, compiled.subjects[address])
+    for piece, number in pieces:
+        _add_piece(found, "ranges", piece, number)
+        if piece.kind.is_instance:
+            _add_piece(found, "subject_ranges", piece, number)
 
 
 def addresses_of(addresses: Iterable[str]) -> Mapping[str, set[KeyInterval]]:
@@ -116,10 +129,14 @@ def _add_grants(found: SetContents, kind: str, direction: Direction, grants: Gra
     }
 
 
-def difference(before: Compiled, after: Compiled, subjects: set[int]) -> tuple[SetContents, SetContents]:
-    """Return the elements of what differs between two compilations in the grants of some subjects: those of before, and
-    those of after."""
+def difference(before: Compiled, after: Compiled, changes: Changes) -> tuple[SetContents, SetContents]:
+    """Return the elements of what differs between two compilations: those of before, and those of after."""
     found: tuple[SetContents, SetContents] = ({}, {})
+    subjects, finer = changes
+    if finer != Refinement():
+        for contents_, compiled, pieces in zip(found, (before, after), (finer.gone, finer.new), strict=True):
+            _add_addresses(contents_, compiled, finer.addresses, pieces)
+            contents_["unknown"] = {KeyInterval(_number(number)): b"" for number in compiled.unknown}
     for contents_, compiled in zip(found, (before, after), strict=True):
         contents_["without_dns"] = {KeyInterval(_number(number)): b"" for number in compiled.without_dns}
         contents_[GUARDED] = _guarded(compiled, subjects)

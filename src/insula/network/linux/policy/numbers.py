@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from hashlib import blake2s
 from typing import Final
 
@@ -14,12 +14,12 @@ CLASS: Final = 0x7FFF_FF7F
 """The bits of a class's number; the others are set in that of a set of ports."""
 
 
-def class_numbers(texts: Iterable[str]) -> dict[str, int]:
-    """Return a number for the text of each class."""
-    return _numbered(texts, 0)
+def class_numbers(texts: Iterable[str], taken: Container[int] = ()) -> dict[str, int]:
+    """Return a number for the text of each class, none of those that are taken."""
+    return _numbered(texts, 0, taken)
 
 
-def port_set_numbers(texts: Iterable[str], taken: Iterable[int] = ()) -> dict[str, int]:
+def port_set_numbers(texts: Iterable[str], taken: Container[int] = ()) -> dict[str, int]:
     """Return a number for the text of each set of ports, none of those that are taken. No class has the same, in either
     order of its bytes."""
     return _numbered(texts, ~CLASS & 0xFFFF_FFFF, taken)
@@ -30,14 +30,16 @@ def swapped(number: int) -> int:
     return int.from_bytes(number.to_bytes(4, "big"), "little")
 
 
-def _numbered(texts: Iterable[str], always: int, others: Iterable[int] = ()) -> dict[str, int]:
+def _numbered(texts: Iterable[str], always: int, others: Container[int] = ()) -> dict[str, int]:
     """Return a hash of each text. Of two with the same, the first in the order of texts keeps it."""
     found: dict[str, int] = {}
-    taken = {UNKNOWN, GRANTED, *others, *map(swapped, others)}
+    taken = {UNKNOWN, GRANTED}
     for text in sorted(texts):
         salt = 0
-        while (number := _hash(text, salt) & CLASS | always) in taken:
+        number = _hash(text, salt) & CLASS | always
+        while number in taken or number in others or swapped(number) in others:
             salt += 1
+            number = _hash(text, salt) & CLASS | always
         taken |= {number, swapped(number)}
         found[text] = number
     return found

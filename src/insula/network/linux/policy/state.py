@@ -22,9 +22,10 @@ from insula.network.fabric import CountedFlow
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.policy import audit, elements
-from insula.network.linux.policy.compiler import Compiled, Compiler, PolicyMember, member_of, members_of
+from insula.network.linux.policy.compiler import Compiled, Compiler, member_of, members_of
 from insula.network.linux.policy.elements import SetContents
 from insula.network.linux.policy.operator import compile_operator
+from insula.network.linux.policy.population import PolicyMember
 
 _PERMITTING: Final = (
     "subjects", "peers", "ports", "protocols", "everything", "port_ranges", "pairs_", "to_all_", elements.GUARDED,
@@ -101,13 +102,13 @@ class InstalledPolicy:
         intent, compiled = self._intent, self._last
         if self._installed is None or before is None or intent is None or compiled is None or self._compiler is None:
             return self._change(self._known(), self._compiled())
-        alike = intent.labels == before.labels == self._compiler.labels
+        alike = intent.labels == before.labels == self._compiler.population.labels
         if not alike or intent.groups != before.groups or intent.operator != before.operator:
             return self._change(self._known(), self._compiled())
         if (found := self._compiler.change(compiled, intent.policies)) is None:
             return self._change(self._known(), self._compiled())
-        self._last, subjects = found
-        have, wanted = elements.difference(compiled, self._last, subjects)
+        self._last, changes = found
+        have, wanted = elements.difference(compiled, self._last, changes)
         return self._change(have, wanted)._replace(instead=have)
 
     def admit(self, port: Port, labels: Mapping[str, str], requests: Sequence[Request]) -> None:
@@ -130,6 +131,8 @@ class InstalledPolicy:
         if self._last is not None:
             for devices in self._last.devices.values():
                 devices.discard(member.device)
+        if self._compiler is not None:
+            self._compiler.population.discard(member)
         return self._change(have, wanted)
 
     def commit(self, requests: Sequence[Request], change: PolicyChange, *, restricts: bool = False) -> None:
@@ -171,15 +174,18 @@ class InstalledPolicy:
         self._intent = msgspec.structs.replace(self._intent, labels={**self._intent.labels, port.instance: labels})
         if known or self._compiler is None or self._last is None or member.allowed:
             return self._change(have, self._compiled())
-        self._compiler.labels = self._intent.labels
+        population = self._compiler.population
+        population.labels = self._intent.labels
         wanted: SetContents = {name: {} for name in (*_ADDRESSES, elements.GUARDED)}
-        for address, kind in self._compiler.classes(member):
-            if (number := self._compiler.number(kind)) is None:  # a class that no other port has
+        for address, kind in population.classes(member):
+            if (number := population.numbers.get(kind)) is None:  # a class that no other port has
                 return self._change(have, self._compiled())
             elements.add_address(wanted, address, number)
-            self._last.devices[number].add(member.device)
+            self._last.devices.setdefault(number, set()).add(member.device)
+            self._last.subjects[address] = number
             if number in self._last.enforced["in"].isolated:
                 wanted[elements.GUARDED][elements.device(member.device)] = b""
+        population.add(member)
         return self._change(have, {name: have[name] | some for name, some in wanted.items()})
 
     def audited(self) -> list[CountedFlow]:
