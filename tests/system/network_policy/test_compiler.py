@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from random import Random
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -12,12 +13,13 @@ from msgspec.structs import replace
 from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
+from insula.model.errors import Conflict
 from insula.model.objects import Port
 from insula.model.policies import CidrPeer, InstancePeer, LabelRequirement, Policy, PolicyRule, PortMatch, Selector
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.policy import chains, elements
-from insula.network.linux.policy.compiler import Compiler, members_of
+from insula.network.linux.policy.compiler import MAX_PAIRS, Compiler, members_of
 from insula.network.linux.policy.operator import compile_operator
 from insula.network.linux.policy.state import InstalledPolicy
 from insula.network.policy_model import is_inside, judge
@@ -204,3 +206,43 @@ def test_a_selector_or_a_range_more_is_found_without_looking_at_everything() -> 
         counts.append((len(changes.subjects), {name: number for name, number in differing.items() if number}))
     assert counts[0] == counts[1]
     assert {"ranges4", "subjects4", "isolated_in", "pairs_in", "guarded"} <= {*counts[0][1]}
+
+
+def test_too_many_pairs_of_classes_are_refused_and_nothing_has_changed() -> None:
+    """By an instance more, and by a policy more: they would fill the kernel's memory."""
+    intent = world([], 70)
+    labels = {port.instance: {"app": f"a{n}"} for n, port in enumerate(intent.ports)}
+    apart = [replace(policy(f"p{n}", f"a{n}"), rules=[]) for n in range(70)]
+    first, second = (
+        replace(
+            policy(f"ranges{k}", "any"),
+            select=Selector(),
+            rules=[
+                PolicyRule(direction="in", peers=[CidrPeer(cidr=f"172.{k}.{n >> 8}.{n & 255}/32") for n in range(1024)])
+            ],
+        )
+        for k in (16, 17)
+    )
+    intent = replace(intent, policy=PolicyIntent(policies=[*apart, first], labels=labels))
+
+    def work() -> None:
+        with Nft() as nft:
+            own = "set judged { type mark; }\nmap epoch { type nf_proto : mark; }\n"
+            nft.run(GUARD + f"table inet {TABLE} {{ {own} {chains.sets()} {chains.chains()} chain by_name {{ }}\n }}")
+            with NftablesSocket() as socket:
+                installed = InstalledPolicy(socket, TABLE, Epoch(socket, TABLE))
+                installed.commit((), installed.whole(intent, intent.ports[:63]))
+                before = elements.read(socket, TABLE)
+                installed.admit(intent.ports[63], labels["i63"], ())
+                full = elements.read(socket, TABLE)
+                assert (len(before["pairs_in"]), len(full["pairs_in"])) == (63 * 1024, MAX_PAIRS)
+                with pytest.raises(Conflict, match="pairs of kinds"):
+                    installed.admit(intent.ports[64], labels["i64"], ())
+                installed.withdraw(intent.ports[64], ())  # as whoever plugs it does then
+                with pytest.raises(Conflict, match="pairs of kinds"):
+                    installed.replace(replace(intent.policy, policies=[*apart, first, second]))
+                assert elements.read(socket, TABLE) == full and installed.drift() == []
+                installed.replace(replace(intent.policy, policies=apart))
+                assert not elements.read(socket, TABLE)["pairs_in"]
+
+    call_in_new(work)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
+from insula.model.errors import Conflict
 from insula.model.objects import Network, Port
 from insula.model.policies import (
     AddressGroup,
@@ -111,6 +112,8 @@ class Changes(NamedTuple):
     finer: Refinement
 
 
+MAX_PAIRS: Final = 65_536
+"""Pairs of classes that one direction of a tenant's policies may have: they are memory of the kernel."""
 NOBODY: Final[Conditions] = frozenset({("", "Exists", frozenset[str]())})
 """A selector that no policy has: no label has an empty name."""
 LINK_LOCAL: Final = "fe80::/10"
@@ -118,7 +121,7 @@ LINK_LOCAL: Final = "fe80::/10"
 
 
 class Compiler:
-    """One compilation of a tenant's policies, ports and networks."""
+    """One compilation of a tenant's policies, ports and networks. Conflict if there are too many pairs of classes."""
 
     def __init__(self, policy: PolicyIntent, networks: Iterable[Network], members: Iterable[PolicyMember]) -> None:
         self._policies = {each.name: each for each in policy.policies}
@@ -209,7 +212,8 @@ class Compiler:
         for (audit, direction), each in collected.items():
             table = found.audited if audit else found.enforced
             grants = table[direction].without(subjects) if direction in table else Grants()
-            table[direction] = grants.with_(each.numbered(numbers))
+            table[direction] = grants = grants.with_(each.numbered(numbers))
+            _check_pairs(sum(map(len, grants.pairs.values())))
 
     def _selecting(self, subjects: set[int]) -> Mapping[int, Sequence[Policy]]:
         """Return the policies that select each of some classes, if this is still one, of instances."""
@@ -255,8 +259,15 @@ def _collected(
         if audit and len(audits) == 1:
             granting += audits
         if granting or audit:
+            _check_pairs(found.pairs)
             found.add(subject, (rule for policy in granting for rule in rules[policy.name][direction]), classes)
     return found
+
+
+def _check_pairs(number: int) -> None:
+    if number > MAX_PAIRS:
+        what = f"the policies tell apart more than {MAX_PAIRS} pairs of kinds of instances, and of ranges"
+        raise Conflict(what, "use fewer labels in selectors, fewer ranges in rules, or networks as peers")
 
 
 class _Collected:
@@ -277,6 +288,11 @@ class _Collected:
             else:
                 for other in _classes_of(rule, classes):
                     self._pairs[subject, other].add(rule.ports)
+
+    @property
+    def pairs(self) -> int:
+        """The number of pairs so far."""
+        return len(self._pairs)
 
     def port_sets(self) -> Iterable[PortSet]:
         """Return the union for each entry."""

@@ -85,7 +85,7 @@ class InstalledPolicy:
         return self._change(have, wanted)
 
     def replace(self, policy: PolicyIntent) -> None:
-        """Change policies, labels and groups. Failed; then nothing has changed."""
+        """Change policies, labels and groups. Failed, Conflict; then nothing has changed."""
         before = self._intent
         try:
             self._intent = msgspec.structs.replace(policy, labels={**policy.labels})  # the caller's may change
