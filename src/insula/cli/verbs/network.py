@@ -1,4 +1,4 @@
-"""insula network create | update | ls | show | rm"""
+"""insula network create | update | ls | show | rm | graph"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from insula.cli.output import age, clean, listing, print_json
 from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
 from insula.client import Client
+from insula.model.errors import Failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,6 +73,32 @@ def rm(client: Client, arguments: Arguments, name: str) -> None:
     client.networks.remove(arguments.tenant, name)
 
 
+def graph(arguments: Arguments) -> int:
+    import shutil
+    import sys
+
+    from insula.cli.graph import svg, text, topology
+
+    found = topology.collect(connect(arguments), arguments.tenant)
+    if arguments.svg is not None:
+        _write(arguments.svg, svg.draw(found))
+    if arguments.json:
+        print_json(found)
+    elif arguments.svg is None:
+        unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        width = arguments.width or shutil.get_terminal_size((100, 24)).columns
+        print("\n".join(text.draw(found, width, unicode=unicode)))
+    return 0
+
+
+def _write(path: str, content: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(content)
+    except OSError as error:
+        raise Failed(f"{path} can't be written: {error.strerror}", "choose another file") from None
+
+
 _NAME = {"NAME": "network"}
 _WAYS = ("nat", "none")
 _OUTBOUND = Option(
@@ -104,4 +131,12 @@ COMMANDS = {
     "ls": Command(ls, "List the tenant's networks."),
     "show": Command(show, "Show a network and its measured state.", "NAME", complete=_NAME),
     "rm": Command(each(rm), "Remove networks that no instance is on and no router joins.", "NAME...", complete=_NAME),
+    "graph": Command(
+        graph,
+        "Draw the tenant's networks, what is on them, and what joins them.",
+        options=[
+            Option("--svg", "write an SVG file instead", "FILE", complete="file"),
+            Option("--width", "columns of the drawing (those of the terminal)", "NUMBER", parse=whole(20)),
+        ],
+    ),
 }

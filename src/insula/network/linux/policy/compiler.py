@@ -105,7 +105,7 @@ class Compiled:
         return [*self.enforced.values(), *self.audited.values()]
 
 
-class Changes(NamedTuple):
+class CompiledChange(NamedTuple):
     """What differs between two compilations: the grants of some subjects, and classes that are finer."""
 
     subjects: set[int]
@@ -146,7 +146,7 @@ class Compiler:
         self._add_grants(found, {number for number, kind in everybody.kinds.items() if kind.is_instance})
         return found
 
-    def change(self, before: Compiled, policies: Iterable[Policy]) -> tuple[Compiled, Changes] | None:
+    def change(self, before: Compiled, policies: Iterable[Policy]) -> tuple[Compiled, CompiledChange] | None:
         """Compile other policies: what `run` or `change` has returned `before`, with the grants of some subjects
         replaced, and what has changed. None if that is too much; then everything has to be compiled anew."""
         after = {each.name: each for each in policies}
@@ -172,7 +172,7 @@ class Compiler:
             concerned |= {subject for each in before.tables() for subject in each.with_others(finer.before)}
             self._move(found, finer)
         self._add_grants(found, concerned)
-        return found, Changes(concerned, finer)
+        return found, CompiledChange(concerned, finer)
 
     @property
     def _classes(self) -> ClassIndex:

@@ -17,7 +17,7 @@ from insula.kernel.netlink.nftables import NftablesSocket
 from insula.model.policies import Direction
 from insula.network.linux import keys
 from insula.network.linux.policy.classes import RangePiece
-from insula.network.linux.policy.compiler import DIRECTIONS, Changes, Compiled, Grants
+from insula.network.linux.policy.compiler import DIRECTIONS, Compiled, CompiledChange, Grants
 from insula.network.linux.policy.numbers import swapped
 from insula.network.linux.policy.operator import Cell, CompiledOperator, interval_number
 from insula.network.linux.policy.population import Refinement
@@ -129,7 +129,7 @@ def _add_grants(found: SetContents, kind: str, direction: Direction, grants: Gra
     }
 
 
-def difference(before: Compiled, after: Compiled, changes: Changes) -> tuple[SetContents, SetContents]:
+def difference(before: Compiled, after: Compiled, changes: CompiledChange) -> tuple[SetContents, SetContents]:
     """Return the elements of what differs between two compilations: those of before, and those of after."""
     found: tuple[SetContents, SetContents] = ({}, {})
     subjects, finer = changes

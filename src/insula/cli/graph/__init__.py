@@ -1,0 +1,1 @@
+"""Drawings of a tenant's networks: `topology` collects what is drawn, `text` and `svg` draw it."""
