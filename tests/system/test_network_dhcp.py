@@ -18,6 +18,7 @@ from insula.kernel.netlink.messages import Address
 from insula.network.addresses import gateway_mac, link_local
 from insula.network.dhcp import frames
 from tests.support.lab import Instance, eventually, isolated, two_tenants
+from tests.support.policy_lab import policy, policy_lab
 from tests.support.wait import patiently
 
 BUSYBOX = shutil.which("busybox") or "/bin/busybox"
@@ -166,16 +167,16 @@ def test_the_kernel_of_a_guest_takes_router_advertisements() -> None:
         set_in(guest, "autoconf", "1")
         again(guest)
         gateway = link_local(gateway_mac(cloud.networks["acme", "small"].index))
-
-        def routed() -> bool:
-            with guest.do(Rtnl) as inside:
-                return any(route.gateway == gateway and route.destination == "::/0" for route in inside.routes())
-
-        eventually(routed)
+        eventually(lambda: has_default_route(guest, gateway))
         assert read_in(guest, "mtu") == "1400"
         with guest.do(Rtnl) as inside:
             assert any(r.destination == "fd00:7::/64" and not r.gateway for r in inside.routes()), "it is on the link"
         assert {each.address for each in of_eth0(guest)} == before, "it makes no address itself"
+
+
+def has_default_route(guest: Instance, gateway: str) -> bool:
+    with guest.do(Rtnl) as inside:
+        return any(route.gateway == gateway and route.destination == "::/0" for route in inside.routes())
 
 
 def of_eth0(instance: Instance) -> list[Address]:
@@ -258,20 +259,36 @@ def address_in(options: dict[int, bytes]) -> str:
 def test_duplicate_address_detection_and_probes_pass() -> None:
     """With them a guest may begin: neighbor solicitations from ::, ARP probes from 0.0.0.0 (RFC 4862, RFC 5227)."""
     with two_tenants() as cloud:
-        web, db = cloud.instances["acme", "web"], cloud.instances["acme", "db"]
-        seen = db.sniffer()
-        mac = bytes.fromhex(web.port.mac.replace(":", ""))
-        probe = struct.pack("!HHBBH", 1, 0x800, 6, 4, 1) + mac + bytes(4) + bytes(6) + socket.inet_aton("10.0.0.2")
-        web.send_frame(b"\xff" * 6 + mac + b"\x08\x06" + probe)
-        assert seen.sees(probe, 5)
-        bare(web)
-        set_in(web, "accept_dad", "1")
-        with web.do(Rtnl) as inside:
-            index = inside.index("eth0")
-            assert index
-        target = socket.inet_pton(socket.AF_INET6, str(web.port.address6))
-        group = f"ff02::1:ff00:{target[-2] << 8 | target[-1]:x}"
-        message = struct.pack("!BBHI", 135, 0, 0, 0) + target
-        asked = frames.icmpv6((web.port.mac, "33:33:ff:00:00:02"), ("::", group), message)
-        web.send_frame(asked)
-        assert seen.sees(target, 5)
+        assert probes_arrive(cloud.instances["acme", "web"], cloud.instances["acme", "db"])
+
+
+def probes_arrive(web: Instance, neighbour: Instance) -> bool:
+    """Whether a neighbour gets an ARP probe and a neighbor solicitation of an instance without addresses."""
+    bare(web)
+    seen = neighbour.sniffer()
+    mac = bytes.fromhex(web.port.mac.replace(":", ""))
+    probe = struct.pack("!HHBBH", 1, 0x800, 6, 4, 1) + mac + bytes(4) + bytes(6) + socket.inet_aton("10.0.0.2")
+    web.send_frame(b"\xff" * 6 + mac + b"\x08\x06" + probe)
+    if not seen.sees(probe, 5):
+        return False
+    target = socket.inet_pton(socket.AF_INET6, str(web.port.address6))
+    group = f"ff02::1:ff00:{target[-2] << 8 | target[-1]:x}"
+    message = struct.pack("!BBHI", 135, 0, 0, 0) + target
+    web.send_frame(frames.icmpv6((web.port.mac, "33:33:ff:00:00:02"), ("::", group), message))
+    return seen.sees(target, 5)
+
+
+@isolated
+def test_a_guest_may_begin_under_a_policy_that_denies_everything() -> None:
+    with policy_lab() as lab:
+        lab.enforce(policy("none", {}, directions=("in", "out"), dns=False))
+        web, db = lab["web"], lab["db"]
+        assert not db.pings("10.0.0.2", 0.3), "the policy is in force"
+        assert probes_arrive(web, db)
+        found = udhcpc(web)
+        assert found and found["ip"] == "10.0.0.2"
+        rapid = dhcp6(web, 1, CLIENT_ID, IA, (14, b""))
+        assert rapid and address_in(rapid) == web.port.address6
+        set_in(web, "accept_ra", "2")
+        again(web)
+        eventually(lambda: has_default_route(web, link_local(gateway_mac(lab.cloud.networks["acme", "net"].index))))

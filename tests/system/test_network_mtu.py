@@ -13,7 +13,9 @@ import pytest
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
+from insula.network.intent import PolicyIntent
 from tests.support.lab import Instance, Lab, World, isolated
+from tests.support.policy_lab import policy
 
 MTUS = (9000, 1500, 1280)
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -83,6 +85,18 @@ def test_a_packet_that_is_too_big_is_reported_with_the_mtu_by_the_own_gateway() 
                 assert too_big(sender, there, smaller + 1) == (smaller, gateway)
                 assert too_big(sender, there, smaller) is None, "that fits"
             assert too_big(lab.instances["globex", "i1"], address(family, 3, 2), 1500) is None, "not in other tenants"
+
+
+@isolated
+def test_no_policy_keeps_such_a_report_back() -> None:
+    """The sender may send, and nobody may send anything to it."""
+    with different_mtus() as (lab, (one, _, three)):
+        policies = [policy("out", {"app": "i1"}, "out any udp", directions=("in", "out"))]
+        labels = {f"i{number}": {"app": f"i{number}"} for number in (1, 2, 3)}
+        lab.apply("acme", policy=PolicyIntent(policies=policies, labels=labels))
+        for family in FAMILIES:
+            assert too_big(one, address(family, 3, 2), 1500) == (1280, address(family, 1, 1))
+            assert not three.pings(address(family, 1, 2), 0.3), "the policy is in force"
 
 
 @isolated
