@@ -28,7 +28,7 @@ from insula.control.plane import ControlPlane
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.cgroups.hierarchy import hierarchy
 from insula.model.errors import Failed, InsulaError, Unavailable
-from insula.model.objects import Instance, InstanceSpec, Tenant
+from insula.model.objects import Instance, InstanceSpec, PublishedPort, Tenant
 from insula.model.views import ExecSpec
 from insula.network.intent import TenantIntent
 from insula.settings import Settings
@@ -424,6 +424,30 @@ def test_down_ends_reconciliation_and_late_requests_make_no_network(settings: Se
             await plane.tenants.create("later")
         assert (await plane.host.status()).problems[-1] == "networks are being taken down on this host"
         assert left_of(prefix) == set()
+
+    run(settings, body)
+
+
+def test_an_instance_that_comes_and_goes_has_no_networks_reconciled(settings: Settings) -> None:
+    """That would be a multiple of what its own port costs. One pass a minute is about all tenants."""
+
+    async def body(plane: ControlPlane) -> None:
+        plane.begin()
+        work, count = plane.context.telemetry.networks, 8
+
+        async def once(number: int, **more: object) -> None:
+            spec = msgspec.structs.replace(sleeper(f"i{number}"), **more)
+            await plane.instances.run(TENANT, spec, by=OPERATOR)
+            await plane.instances.remove(TENANT, f"i{number}", force=True)
+
+        await once(0)
+        before = work.passes
+        for number in range(count):
+            await once(number)
+        assert work.passes - before < count
+        before = work.passes
+        await once(0, published=[PublishedPort(port=28080, target=80)])
+        await eventually(lambda: work.passes >= before + 2, "the control: ports of the host come and go")
 
     run(settings, body)
 

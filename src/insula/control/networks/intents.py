@@ -77,7 +77,7 @@ class Intents:
         here = [instance for instance, _ in instances]
         self.floors[name] = floors_of(found.value, guarantees, here)
         outside = await self._outside(name, here)
-        (self.outside.add if outside != OutsideIntent() else self.outside.discard)(name)
+        (self.outside.add if outside.forwards or outside.floating else self.outside.discard)(name)
         return TenantIntent(
             tenant=found.value,
             networks=[each.value for each in NETWORKS.sort_out(snapshot.entries)[0]],
