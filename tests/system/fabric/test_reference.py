@@ -50,7 +50,7 @@ def intent(name: str, has: TenantIn) -> TenantIntent:
     )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_both_allow_the_same(world: World) -> None:
     tried = list(flows(owned(world)))
