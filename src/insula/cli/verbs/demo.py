@@ -150,7 +150,7 @@ def bomb(tour: Tour, client: Client) -> None:
         start = time.monotonic()
         answered = tour.run("-T", house, "exec", "web", "wget", "-q", "-O", "-", "http://db/")
         took = time.monotonic() - start
-        tour.check(answered.ok and took < 5, f"web of {house} still answers, in {took * 1000:.0f} ms")
+        tour.check(answered.ok and took < 20, f"web of {house} still answers, in {took * 1000:.0f} ms")
     tour.run("-T", acme, "rm", "-f", "bomb")
     left = [view["instance"]["name"] for view in views(client, acme)]
     tour.check("bomb" not in left, "and it is gone, with all of its processes")
