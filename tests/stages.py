@@ -30,8 +30,16 @@ LIMIT = 70 * 60
 LANES = 3
 """More than cores: tests wait for events as often as for a core."""
 
-NETWORKS = ("network_*", "fabric", "test_network_*.py", "test_guarantees*.py")
-RUNTIME = ("oci", "escape")
+NETWORKS = ("network_*", "fabric", "hostile", "test_network_*.py", "test_guarantees*.py")
+RUNTIME = (
+    "oci",
+    "escape",
+    "test_cgroup*.py",
+    "test_exec_process*.py",
+    "test_image_*.py",
+    "test_runtime.py",
+    "test_seccomp*.py",
+)
 """Parts of tests/system that are stages of their own, by name; so is `tenancy`. All others are the stage `system`."""
 
 NOTHING_SELECTED = 5
