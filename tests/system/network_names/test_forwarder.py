@@ -490,9 +490,8 @@ def test_connections_are_seen_by_which_leases_are_renewed() -> None:
 def test_a_silent_server_delays_nobody_else() -> None:
     w = world()
     w.server.change = lambda query, answer, tcp: None if b"slow" in query.questions[0].name.lower() else answer
-    thread = threading.Thread(target=ask, args=(w.client, "slow.example.com"))
+    thread = threading.Thread(target=ask, args=(w.client, "slow.example.com"), kwargs={"timeout": patiently(5)})
     thread.start()
-    began = time.monotonic()
     assert addresses_in(ask(w.client, "api.example.com")) == [SITE]
-    assert time.monotonic() - began < patiently(0.8)
+    assert thread.is_alive(), "it still waits for the other"
     thread.join()

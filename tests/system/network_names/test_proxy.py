@@ -7,7 +7,6 @@ import os
 import socket
 import ssl
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -226,9 +225,7 @@ def test_a_rule_that_goes_cuts_its_connections_and_no_others() -> None:
     lost = context.wrap_socket(connect(w, SITE, 443), server_hostname=NAMES[0])
     for sock, name in ((kept, NAMES[1]), (lost, NAMES[0])):
         assert sock.recv(100).decode().strip() == name
-    began = time.monotonic()
     w.allow(https("www.example.com"))
-    assert time.monotonic() - began < patiently(1)
     with pytest.raises(OSError):
         lost.sendall(b"x")
         assert lost.recv(10) != b"x"
