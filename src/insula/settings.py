@@ -204,6 +204,12 @@ DOCUMENTED = (
         "in one of its own networks. []: none.",
     ),
     Documented(
+        "network.verify",
+        "off, or a duration from 1s, as in 1m",
+        "How often the isolation of tenants is proven from what the kernel has installed. What is found is a problem "
+        "of `insula status`, an event and a metric.",
+    ),
+    Documented(
         "audit.path",
         "absolute path",
         "The audit log: one JSON object a line for each request that changes something, or reads an instance's data.",

@@ -21,7 +21,7 @@ from insula.network.endpoints import Endpoint
 from insula.network.linux import naming
 from insula.network.packets import UDP_PORT
 from insula.network.probe import Measurement
-from insula.network.verify import verify
+from insula.network.verify import MOST_PROBED, verify
 from tests.support.descriptors import descriptors
 from tests.support.frames import mac
 from tests.support.lab import SOON, Instance, Lab, World, checksum, isolated, two_tenants
@@ -65,6 +65,21 @@ def test_all_is_well() -> None:
             ("outside", "globex/web"), ("acme/web", "globex/gateway:net"), ("acme/web", "acme/gateway:back"),
         ]:  # fmt: skip
             assert cell(found, *pair).probed is False, pair
+
+
+@isolated
+def test_of_many_ports_some_are_probed_and_all_are_proven() -> None:
+    with two_tenants() as cloud:
+        for number in range(MOST_PROBED):
+            cloud.instance("acme", f"i{number}")
+        found = report(cloud)
+        assert found.passed and (found.ports, found.probed_ports) == (MOST_PROBED + 4, MOST_PROBED)
+        probed = {c.source for c in found.matrix if "/" in c.source}
+        assert len(probed) == MOST_PROBED
+        with in_tenant(cloud, "acme") as nft:
+            nft("delete element inet lab epoch { 2 }")
+        found = report(cloud)
+        assert {f"acme/i{n}" for n in range(MOST_PROBED)} <= {each.source for each in found.findings}
 
 
 @isolated

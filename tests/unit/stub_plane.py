@@ -30,6 +30,7 @@ from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.providers import Providers
+from insula.control.isolation_watch import IsolationWatch
 from insula.control.plane import ControlPlane
 from insula.control.problems import Problems
 from insula.control.tasks import Tasks
@@ -417,6 +418,7 @@ class StubPlane(ControlPlane):
         self.instances: Any = StubInstances()
         self.stats: Any = StubStats()
         self.events: Any = StubEvents()
+        self.isolation = IsolationWatch(cast(Any, None), cast(Any, None))
 
     def kill(self) -> None:
         """Ends what still runs."""

@@ -37,6 +37,15 @@ class HostRoutes(Controller):
     async def verify(self, plane: Plane) -> VerifyReport:
         return await plane.host.verify()
 
+    @post(
+        "/verify/repair",
+        status_code=200,
+        summary="Install again what differs from what tenants want, and verify",
+        permission="host.repair",
+    )
+    async def repair(self, plane: Plane) -> VerifyReport:
+        return await plane.host.repair()
+
     @get("/whois/{pid:int}", summary="Which tenant and instance a host process belongs to", permission="host.read")
     async def whois(self, plane: Plane, pid: Pid) -> WhoIs:
         return await plane.host.whois(pid)
@@ -74,7 +83,10 @@ class HostRoutes(Controller):
         born = await plane.tenants.created() if after else {}
         changes = plane.events.watch(from_revision, lambda story: _may_see(sender, story, born))
         marked = _marked(changes, lambda revision: cursors.seal(f"{revision:020}", context))  # its length tells nothing
-        return lines_or_events(request, merged(marked, watch(log_of(request))) if audit else marked, sender)
+        sources = [marked, *([watch(log_of(request))] if audit else ())]
+        if sender.sees_host:
+            sources.append(plane.isolation.changes())
+        return lines_or_events(request, merged(*sources), sender)
 
     @post(
         "/down",

@@ -151,6 +151,11 @@ def _host_families(plane: ControlPlane, times: RequestTimes, tenants: int, drift
     yield GaugeMetricFamily("insula_problems", "What `insula status` reports as a problem", len(context.problems))
     if drift is not None:
         yield GaugeMetricFamily("insula_drift", "Differences of the host's network from what is installed", drift)
+    if plane.isolation.findings is not None:
+        found = len(plane.isolation.findings)
+        yield GaugeMetricFamily("insula_isolation_findings", "What the last proof of isolation found", found)
+        last = plane.isolation.last
+        yield GaugeMetricFamily("insula_isolation_proven_time_seconds", "When the last proof of isolation ended", last)
     queues = {
         "instances": sum(each.busy for each in plane.managed.all()),
         "networks": plane.network_controller.queue,

@@ -28,6 +28,10 @@ class HostResource:
     def verify(self) -> Object:
         return self.client.call("GET", "verify")  # type: ignore[no-any-return]
 
+    def repair(self) -> Object:
+        """Install again what differs from what tenants want, and verify."""
+        return self.client.call("POST", "verify", "repair")  # type: ignore[no-any-return]
+
     def whois(self, pid: int) -> Object:
         return self.client.call("GET", "whois", str(pid))  # type: ignore[no-any-return]
 

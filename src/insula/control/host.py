@@ -88,6 +88,9 @@ class Host:
     async def verify(self) -> VerifyReport:
         return await self.verifier.run()
 
+    async def repair(self) -> VerifyReport:
+        return await self.verifier.repair()
+
     async def down(self) -> None:
         """End all instances, and remove every namespace, mount, control group, device and rule of Insula from the host.
 

@@ -34,6 +34,7 @@ from insula.control.instances.loading import Loaded, load, sweep
 from insula.control.instances.managed import ManagedInstances
 from insula.control.instances.stats import Stats
 from insula.control.instances.verbs import Instances
+from insula.control.isolation_watch import IsolationWatch
 from insula.control.keys import NETWORKS, TENANTS
 from insula.control.networks.address_groups import AddressGroups
 from insula.control.networks.controller import NetworkController
@@ -116,6 +117,7 @@ class ControlPlane:
         self.disk_watch = DiskWatch(context, self.managed, self.instance_controller.recorder, self.instances.stop)
         self.host = Host(self.instance_controller, self.network_controller, self.tasks, self.accounting.close)
         self.overload = OverloadControl(context.fabric, self.tasks)
+        self.isolation = IsolationWatch(context, self.host.verifier)
         self.tracer = Tracer(context, intents, self.managed)
         self.idempotency_keys = IdempotencyKeys(context)
         self._loaded: Loaded | None = None
@@ -171,6 +173,7 @@ class ControlPlane:
         self.host.uncharged.begin()
         self.tasks.spawn(self.disk_watch.run())
         self.tasks.spawn(self.overload.run())
+        self.tasks.spawn(self.isolation.run())
         self.providers.begin()
         self.tasks.spawn(self._reconcile())
         self.tasks.spawn(self.accounting.run())

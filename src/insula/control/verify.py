@@ -8,7 +8,10 @@ and the report has findings, the measurement is repeated.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+
+import msgspec
 
 from insula.control.context import Context
 from insula.control.instances.managed import ManagedInstances
@@ -18,6 +21,7 @@ from insula.control.tasks import Tasks
 from insula.model.errors import NotFound
 from insula.model.views import VerifyReport
 from insula.network.fabric import NetnsNic
+from insula.network.intent import TenantIntent
 from insula.network.proof import Prover
 from insula.network.verify import verify
 
@@ -45,6 +49,61 @@ class Verifier:
                 if report.passed or before == self._lives():
                     break
             return report
+
+    async def prove(self) -> Sequence[str]:
+        """Return what the proof finds, and the differences of what is installed, as text. No packets are sent. Each
+        tenant's lock is held while it is read, one after the other."""
+        return await asyncio.shield(self._tasks.spawn(self._prove()))
+
+    async def _prove(self) -> list[str]:
+        store, context = self.context.store, self.context
+        found: list[str] = []
+        async with self._one:
+            tenants = await TENANTS.readable(store)
+            intents = list[TenantIntent]()
+            for tenant in tenants:
+                async with AsyncExitStack() as held:
+                    await context.prepared(tenant.name)
+                    await held.enter_async_context(context.locks[tenant.name])
+                    running = self._namespaces(held)
+                    if intent := await self.intents.build(tenant.name):
+                        intents.append(intent)
+                        found += await asyncio.to_thread(self._of_tenant, intent, running)
+            return found + await asyncio.to_thread(self._of_host, intents)
+
+    def _of_tenant(self, intent: TenantIntent, running: Mapping[int, int]) -> list[str]:
+        installed = self.context.fabric.installed(intent.tenant)
+        drift = [f"{intent.tenant.name}: {text}" for text in installed.drift]
+        if not installed.namespace:
+            return drift
+        return [each.text for each in self.prover.tenant(intent, running).findings] + drift
+
+    def _of_host(self, intents: Sequence[TenantIntent]) -> list[str]:
+        proof = self.prover.between([intent.tenant for intent in intents], intents)
+        return [each.text for each in proof.findings] + [f"host: {text}" for text in self.context.fabric.host_drift()]
+
+    async def repair(self) -> VerifyReport:
+        """Verify; have the tenants with findings, and the host's rules, installed again; and verify once more. What is
+        right already is not touched, so no connection is cut that should be there."""
+        return await asyncio.shield(self._tasks.spawn(self._repair()))
+
+    async def _repair(self) -> VerifyReport:
+        before = await self._run()
+        if before.passed:
+            return before
+        concerned = _concerned(before)
+        done = []
+        if host := await asyncio.to_thread(self.context.fabric.repair_host):
+            done += [f"host: {text}" for text in host]
+        for tenant in await TENANTS.readable(self.context.store):
+            if tenant.name in concerned or "host" in concerned:
+                await self.context.prepared(tenant.name)
+                async with self.context.locks[tenant.name]:
+                    if intent := await self.intents.build(tenant.name):
+                        errors = await asyncio.to_thread(self.context.fabric.apply, intent)
+                        failed = [f"{part}: {error.message}" for part, error in errors.items()]
+                        done.append(f"{tenant.name}: " + ("; ".join(failed) or "installed again"))
+        return msgspec.structs.replace(await self._run(), repaired=done)
 
     def _lives(self) -> list[tuple[str, str, int | None]]:
         return [(m.instance.id, m.status.state, m.status.pid) for m in self.managed.of(None)]
@@ -78,3 +137,12 @@ class Verifier:
                     if isinstance(nic, NetnsNic):
                         found |= {port.index: nic.fd for port in ports}
         return found
+
+
+def _concerned(report: VerifyReport) -> set[str]:
+    """Return the tenants that a report finds something about; "host" is among them if the host is."""
+    found = {each.tenant for each in report.findings} | {text.partition(":")[0] for text in report.drift}
+    for cell in report.matrix:
+        if not cell.ok or cell.probed is None:
+            found |= {each.partition("/")[0] for each in (cell.source, cell.target)}
+    return found

@@ -10,11 +10,12 @@ import msgspec
 
 from insula.model.errors import Invalid
 from insula.model.rules import MAX_BANDWIDTH
-from insula.model.units import parse_rate, shorten
+from insula.model.units import parse_duration, parse_rate, shorten
 
 _MAX_RESOLVERS = 8
 _MAX_RANGES = 64
 _POOL = "as in 203.0.113.64/26"
+_LEAST_VERIFY = 1.0  # seconds
 _LEAST_LINK = 1_000_000  # bits a second
 _UPLINK_BITS = 1  # each tenant has two addresses of each range
 
@@ -22,17 +23,23 @@ _UPLINK_BITS = 1  # each tenant has two addresses of each range
 class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[network]`: ranges of the uplinks' addresses, and the upstream name servers. None: the host's. `link` is the
     bandwidth of this host in each direction, as in "10gbit"; "auto" has it measured. `floating` are the ranges of the
-    pool of external addresses, which are routed to this host, or are in one of its own networks."""
+    pool of external addresses, which are routed to this host, or are in one of its own networks. `verify` is how often
+    the installed state is proven, as in "1m", or "off"."""
 
     range4: str = "100.64.0.0/10"
     range6: str = "fd69:6e73:756c:6100::/64"
     resolvers: list[str] | None = None
     link: str = "auto"
     floating: list[str] = []
+    verify: str = "off"
 
     @property
     def link_bits(self) -> int | None:
         return None if self.link == "auto" else parse_rate(self.link)
+
+    @property
+    def verify_seconds(self) -> float | None:
+        return None if self.verify == "off" else parse_duration(self.verify)
 
 
 def check_network(network: NetworkSettings, wrong: Callable[..., Invalid]) -> None:
@@ -45,6 +52,16 @@ def check_network(network: NetworkSettings, wrong: Callable[..., Invalid]) -> No
         _check_resolver(text, wrong)
     _check_link(network, wrong)
     _check_floating(network, wrong)
+    _check_verify(network, wrong)
+
+
+def _check_verify(network: NetworkSettings, wrong: Any) -> None:
+    try:
+        seconds = network.verify_seconds
+    except Invalid as error:
+        raise wrong("network.verify", network.verify, "is no duration", error.hint or "as in 1m, or off") from None
+    if seconds is not None and seconds < _LEAST_VERIFY:
+        raise wrong("network.verify", network.verify, "is too short", f"use {_LEAST_VERIFY:.0f} s or more, or off")
 
 
 def _check_link(network: NetworkSettings, wrong: Any) -> None:

@@ -40,6 +40,7 @@ TABLE = (
     _permission("host.read", "host", "operator auditor", "see the host: status, doctor, verify, whois"),
     _permission("metrics.read", "host", "operator auditor", "read the metrics of the host and of all tenants"),
     _permission("host.down", "host", "operator", "stop everything, and end insulad"),
+    _permission("host.repair", "host", "operator", "have installed again what `insula verify` finds"),
     _permission("host.certificates", "host", "operator", "rotate the certificate authorities"),
     _permission("audit.read", "host", "operator auditor", "read the audit log of all tenants"),
     _permission("audit.key", "host", "operator", "begin with a new key of the audit log, and see it once"),

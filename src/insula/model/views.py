@@ -327,7 +327,9 @@ class VerifyReport(Struct, kw_only=True):
     """The report of `insula verify`; it passes if nothing differs from the tenants' networks.
 
     `classes` is the number of packet classes, of all sources, destinations and services, for which it was proven that
-    the installed rules treat them as they should, except in `findings`. `matrix` has what real packets did.
+    the installed rules treat them as they should, except in `findings`. `matrix` has what real packets did. `repaired`
+    tells what was installed again before. `ports` is the number of instances' ports, all of which the proof is about,
+    and `probed_ports` the number of those between which packets were sent: a sample if there are many.
     """
 
     passed: bool
@@ -336,6 +338,9 @@ class VerifyReport(Struct, kw_only=True):
     seconds: float
     findings: list[VerifyFinding] = []
     classes: int = 0
+    repaired: list[str] = []
+    ports: int = 0
+    probed_ports: int = 0
 
 
 class Namespace(Struct, kw_only=True):

@@ -239,6 +239,18 @@ class OutsideView(NamedTuple):
     services: Sequence[HostService]
 
 
+class Entries(NamedTuple):
+    """The addresses by which packets from outside come to a tenant. `hosts` are the host's own, without loopback ones.
+
+    Packets to a port of every address of the host come with one of `own` as their destination, and those to a port of
+    one address of the host with that of `transits`.
+    """
+
+    hosts: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    transits: Mapping[str, str] = {}
+
+
 # -- the protocol -----------------------------------------------------------------------------------------------
 
 
@@ -383,11 +395,17 @@ class Fabric(Protocol):
     def trace_host(self, tenant: Tenant, packet: TracedPacket) -> TracedWay:
         """Follow one packet through the host: from the tenant's uplink, or from outside to it."""
 
+    def entries(self, tenants: Sequence[Tenant]) -> Mapping[str, Entries]:
+        """Return the addresses by which packets from outside come to these tenants, by name."""
+
     def outside_view(self) -> OutsideView:
         """Return what the outside sees of this host itself."""
 
     def host_drift(self) -> list[str]:
         """Return differences of the host's namespace from the state that the fabric installs there, as text."""
+
+    def repair_host(self) -> list[str]:
+        """Make the host's namespace as the fabric installs it. Return the differences that there were, as text."""
 
     def sweep(self, keep: Iterable[Tenant]) -> None:
         """Remove the installed state of all other tenants, left by crashes."""

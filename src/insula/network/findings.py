@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
-from insula.network.interpreter.delivery import Delivery, NetworkPlace
+from insula.network.interpreter.delivery import Delivery, NetworkPlace, PacketSource
 from insula.network.interpreter.fields import describe
 from insula.network.interpreter.interpretation import Forgery, Overheard
 from insula.network.interpreter.space import ECHO, ICMP, ICMPV6, TCP, UDP, NumberRange, Service, Space
@@ -81,13 +81,24 @@ def between(
         target, service = _best(space, row, delivery.version)
         packet = _packet(delivery.version, sender.address, target, service)
         if kind == "leak":
-            how = ", with its own source address" if place.kind == "untranslated" else ""
-            text = f"{source} can reach {end}{how}, and should not: {packet.text}"
+            text = f"{source} can reach {end}{_how(place, sender)}, and should not: {packet.text}"
         else:
-            text = f"{source} should reach {end}, and can't: {packet.text}"
+            text = f"{source} should reach {end}{_how(place, sender)}, and can't: {packet.text}"
         text += f" ({_services(space, row)})"
         found[source] = ProofFinding(tenant, kind, source, end, row.bit_count(), packet, text)
     yield from found.values()
+
+
+def _how(place: NetworkPlace, sender: PacketSource) -> str:
+    """Return in words how packets come to a place: with which address after translation, or without one."""
+    if place.kind == "untranslated":
+        own = sender.address is not None and place.address == address_text(_version(place), sender.address.low)
+        return ", with its own source address" if own else f", from the address {place.address or 'of anybody'}"
+    return f" by translation to {place.address}" if place.address else ""
+
+
+def _version(place: NetworkPlace) -> int:
+    return 6 if ":" in place.address else 4
 
 
 def forged(tenant: str, forgeries: Sequence[Forgery]) -> Iterator[ProofFinding]:

@@ -93,12 +93,14 @@ class Measurement:
         stations: Sequence[Station],
         routers: Sequence[RouterPoints],
         wanted: Callable[[Endpoint, Endpoint], bool],
+        others: Sequence[Station] = (),
     ) -> None:
+        """`others` are the probe points of further instances, which neither send nor receive probes."""
         self._wanted = wanted
         self._routers = {router.tenant: router for router in routers}
         self._stations = {s.key: s for s in stations if s.endpoints[0].tenant in self._routers}
         self._ports: dict[str, set[str]] = defaultdict(set)  # by MAC address; two networks may have the same one
-        for station in stations:
+        for station in (*stations, *others):
             self._ports[station.mac].add(station.key)
         self._codec = ProbeCodec()
         self._senders: set[str] = set()

@@ -13,13 +13,15 @@ from typing import Final
 
 from insula.model.objects import Tenant
 from insula.network import findings
-from insula.network.fabric import Fabric
+from insula.network.expectation import Expectation
+from insula.network.fabric import Entries, Fabric
 from insula.network.findings import ProofFinding
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.delivery import Delivery
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries
-from insula.network.reference import Expectation, HostReference, ReferenceModel
+from insula.network.reference import ReferenceModel
+from insula.network.reference_host import HostReference
 
 VERSIONS: Final = (4, 6)
 
@@ -42,6 +44,7 @@ class _Known:
     found: Interpretation
     intent: TenantIntent
     running: Collection[int]
+    entries: Entries
     proof: Proof
 
 
@@ -72,10 +75,16 @@ class Prover:
     def tenant(self, intent: TenantIntent, running: Collection[int]) -> Proof:
         """Comparison one tenant: what its ports send and receive, and what comes from its uplink."""
         name, mine = intent.tenant.name, frozenset(port.index for port in intent.ports).intersection(running)
-        references = {version: ReferenceModel(intent, version, self._fabric.reserved, mine) for version in VERSIONS}
+        entries = self._fabric.entries([intent.tenant])[name]
+        references = {v: ReferenceModel(intent, v, self._fabric.reserved, mine, entries) for v in VERSIONS}
         found = self._fabric.interpret(intent.tenant, intent, mine, _boundaries(references))
         known = self._known.get(name)
-        if known and known.found is found and known.intent == intent and known.running == mine:
+        if (
+            known
+            and known.found is found
+            and known.intent == intent
+            and (known.running, known.entries) == (mine, entries)
+        ):
             return known.proof
         proof = Proof()
         for delivery in found.inside:
@@ -85,17 +94,18 @@ class Prover:
             if from_peer:
                 expected = reference.of_peer(delivery.space, delivery.senders)
             else:
-                expected = reference.of_uplink(delivery.space)
+                expected = reference.of_uplink(delivery.space, delivery.senders)
             _compare(proof, name, delivery, expected)
         proof.findings += findings.forged(name, found.forgeries)
         proof.findings += findings.overheard(name, found.overheard)
         proof.findings += findings.unknown(name, found.unknown)
-        self._known[name] = _Known(found, intent, mine, proof)
+        self._known[name] = _Known(found, intent, mine, entries, proof)
         return proof
 
     def between(self, tenants: Sequence[Tenant], intents: Sequence[TenantIntent] = ()) -> Proof:
         """Comparison what the host forwards: nothing between tenants, and to the outside what has the right source."""
-        references = {version: HostReference(version, self._fabric.reserved, intents) for version in VERSIONS}
+        entries = self._fabric.entries([intent.tenant for intent in intents])
+        references = {version: HostReference(version, self._fabric.reserved, intents, entries) for version in VERSIONS}
         found = self._fabric.interpret_host(tenants, _boundaries(references))
         if self._host and self._host[0] is found:
             return self._host[1]

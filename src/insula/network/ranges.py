@@ -31,6 +31,7 @@ def contains(outer: NumberRange, inner: NumberRange) -> bool:
     return outer.low <= inner.low and inner.high <= outer.high
 
 
+@functools.lru_cache(maxsize=8192)
 def address_text(version: int, address: int) -> str:
     """Return an address as text."""
     return str(ip_address(address.to_bytes(BITS[version] // 8, "big")))

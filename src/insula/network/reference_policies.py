@@ -101,6 +101,31 @@ class PolicyReference:
         passing = self._direction("out", one, other) & self._direction("in", other, one)
         return self._by_operator(one, other, passing)
 
+    @property
+    def judges(self) -> bool:
+        """Whether there is any policy."""
+        return bool(self._policies or self._operator)
+
+    def ranges(self) -> Iterator[int]:
+        """Yield the first address of each range in policies."""
+        for rule in _rules(self._intent):
+            for peer in rule.peers:
+                if isinstance(peer, CidrPeer) and (":" in peer.cidr) == (self._version == 6):
+                    yield range_of(peer.cidr).low
+                elif isinstance(peer, GroupPeer):
+                    for cidr in (c for group in self._intent.policy.groups for c in group.cidrs):
+                        if (":" in cidr) == (self._version == 6):
+                            yield range_of(cidr).low
+
+    def passes(self, source: int, target: int, service: Service, port: NumberRange | None) -> bool:
+        """Whether a packet that was translated may pass; `port` is that after translation."""
+        if not self.judges:
+            return True
+        name = _NAMES.get(service.protocol.low, _OTHER)
+        number = port.low if port else service.target.low if service.target else None
+        one, other = address_text(self._version, source), address_text(self._version, target)
+        return policy_model.permits(self._intent, one, other, name, number)
+
     def of_ports(self, ports: Sequence[PortMatch]) -> int:
         """Return the services that ports name; none at all name nothing."""
         if not ports:

@@ -142,7 +142,8 @@ def trace(
 ) -> TraceView:
     """Follow the packet, and explain it. `running` are the indices of the ports that are plugged. With `rules` the
     installed rules that decided are told, too."""
-    model = ReferenceModel(intent, asked.version, fabric.reserved, running)
+    entries = fabric.entries([intent.tenant])[intent.tenant.name]
+    model = ReferenceModel(intent, asked.version, fabric.reserved, running, entries)
     ways = _follow(fabric, intent, asked, model)
     refused = _refused_beyond(intent, asked)
     allowed = _passes(ways, asked) and not refused
@@ -247,7 +248,8 @@ def _is_wanted(model: ReferenceModel, asked: TraceRequest) -> bool:
     if peer:
         sender = PacketSource(NetworkPlace("peer", peer), NumberRange(source, source))
         return any(model.of_peer(space, [sender]).permitted.values())
-    return any(model.of_uplink(space).permitted.values())
+    sender = PacketSource(NetworkPlace("uplink"), NumberRange(source, source))
+    return any(model.of_uplink(space, [sender]).permitted.values())
 
 
 def live(fabric: Fabric, intent: TenantIntent, asked: TraceRequest, ports: Sequence[Port]) -> str:

@@ -33,7 +33,7 @@ def test_published_ports_are_expected_and_others_are_found() -> None:
         outside = OutsideIntent(forwards=forwards)
         lab.apply("acme", outside=outside)
         found = report(lab, outside)
-        assert found.passed, [each.text for each in found.findings] + found.drift
+        assert found.passed, "\n".join([each.text for each in found.findings] + found.drift)
         found = report(lab, OutsideIntent(forwards=forwards[1:]))
         assert not found.passed
         assert any("outside can reach acme" in each.text and "8080" in each.text for each in found.findings)

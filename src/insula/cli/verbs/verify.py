@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from insula.cli.connection import connect
-from insula.cli.options import Arguments, Command, Option
+from insula.cli.options import Arguments, Command, Option, UsageError
 from insula.cli.output import clean, print_json, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     Cell = dict[str, Any]
 
+PAUSE = 10.0
+"""Seconds between two passes of --watch."""
 LEGEND = """\
 yes  reached, and should be         no   not reached, and should not be
 yes* no* as installed, not probed   !    differs from what it should be"""
 
 
 def run(arguments: Arguments) -> int:
-    report = connect(arguments).host.verify()
+    host = connect(arguments).host
+    if arguments.watch and arguments.repair:
+        raise UsageError("--watch and --repair exclude each other", "repair first, then watch")
+    if arguments.watch:
+        return watch(host.verify, as_json=arguments.json)
+    report = host.repair() if arguments.repair else host.verify()
     if arguments.json:
         print_json(report)
     else:
@@ -36,18 +44,14 @@ def show(report: dict[str, Any], *, everything: bool = False) -> None:
         print()
         header = ["SOURCE", "TARGET", "ADDRESS", "EXPECTED", "INSTALLED", "PROBED", "CONTROL", "DETAIL"]
         table(header, ([cell[name.lower()] for name in header] for cell in matrix))
+    for line in report["repaired"]:
+        print(f"repaired {clean(line)}")
     wrong = [cell for cell in matrix if not holds(cell)]
-    for cell in wrong:
-        print(f"! {clean(cell['source'])} → {clean(cell['target'])} ({clean(cell['address'])}): {difference(cell)}")
     unproven = [cell for cell in matrix if cell["probed"] is None and not cell["control"]]
-    for cell in unproven:
-        why = clean(cell["detail"] or "no probe")
-        print(f"? {clean(cell['source'])} → {clean(cell['target'])} ({clean(cell['address'])}): not proven: {why}")
-    for finding in report["findings"]:
-        sent = f"; sent: {finding['sent']}" if finding["sent"] else ""
-        print(f"! {clean(finding['text'])}{clean(sent)}")
-    for line in report["drift"]:
-        print(f"! {clean(line)}")
+    for line in said(report):
+        print(line)
+    if report["probed_ports"] < report["ports"]:
+        print(f"packets between {report['probed_ports']} of {report['ports']:,} ports, chosen at random")
     probed = sum(cell["probed"] is not None for cell in matrix)
     negatives = [cell for cell in matrix if cell["probed"] is False]
     controlled = sum(cell["control"] for cell in negatives)
@@ -57,6 +61,45 @@ def show(report: dict[str, Any], *, everything: bool = False) -> None:
         f"{report['classes']:,} classes of packets compared, {len(report['findings'])} findings; "
         f"{controlled} of {len(negatives)} silent ones have a positive control ({report['seconds']:.1f} s)"
     )
+
+
+def said(report: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each thing that was found."""
+    matrix: list[Cell] = report["matrix"]
+    for cell in (each for each in matrix if not holds(each)):
+        yield f"! {clean(cell['source'])} → {clean(cell['target'])} ({clean(cell['address'])}): {difference(cell)}"
+    for cell in (each for each in matrix if each["probed"] is None and not each["control"]):
+        why = clean(cell["detail"] or "no probe")
+        yield f"? {clean(cell['source'])} → {clean(cell['target'])} ({clean(cell['address'])}): not proven: {why}"
+    for finding in report["findings"]:
+        sent = f"; sent: {finding['sent']}" if finding["sent"] else ""
+        yield f"! {clean(finding['text'])}{clean(sent)}"
+    for line in report["drift"]:
+        yield f"! {clean(line)}"
+
+
+def watch(verify: Callable[[], dict[str, Any]], *, as_json: bool) -> int:
+    """Verify every `PAUSE` seconds, and print what is found and what is gone, until interrupted."""
+    import json
+    import time
+
+    before: list[str] | None = None
+    while True:
+        report = verify()
+        now, moment = list(said(report)), time.strftime("%H:%M:%S")
+        if as_json:
+            print(json.dumps(report), flush=True)
+        else:
+            if before is None:
+                print(f"{moment}  {'passed' if report['passed'] else 'FAILED'}, watching", flush=True)
+            for line in now:
+                if line not in (before or ()):
+                    print(f"{moment}  {line}", flush=True)
+            for line in before or ():
+                if line not in now:
+                    print(f"{moment}  gone: {line}", flush=True)
+        before = now
+        time.sleep(PAUSE)
 
 
 def holds(cell: Cell) -> bool:
@@ -108,6 +151,10 @@ COMMANDS = {
         run,
         "Compare, for every pair of instances and for host and outside, what should be reachable with what the\n"
         "kernel has installed and with what real packets do. Exit status 1 on any difference.",
-        options=[Option("-a --all", "list every path, too")],
+        options=[
+            Option("-a --all", "list every path, too"),
+            Option("--watch", "go on every ten seconds until interrupted, and print what changes"),
+            Option("--repair", "have installed again what differs, and verify once more"),
+        ],
     )
 }

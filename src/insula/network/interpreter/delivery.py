@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Literal, NamedTuple
 
-from insula.network.interpreter.space import NumberRange, Service, Space
+from insula.network.interpreter.space import BITS, NumberRange, Service, Space
 
 
 class NetworkPlace(NamedTuple):
     """Where packets come from or end.
 
     A ``port`` of an instance, the tenant's ``router`` itself, its ``uplink`` to the host (``untranslated`` if packets
-    leave with their own source address), the ``host``, the ``outside`` beyond it, another ``tenant``, a ``peer``
-    (a tenant that this one has agreed with), or a strange ``device``.
+    leave with another source address than the tenant's), the ``host``, the ``outside`` beyond it, another ``tenant``, a
+    ``peer`` (a tenant that this one has agreed with), or a strange ``device``.
+
+    `address` is that of packets which are translated: at a port or a tenant their destination with its port, as
+    `translated` writes them, and if they leave untranslated their source.
     """
 
     kind: Literal["port", "router", "uplink", "untranslated", "host", "outside", "tenant", "peer", "device"]
     name: str = ""
+    address: str = ""
+
+
+def translated(version: int, address: NumberRange, port: NumberRange | None = None) -> str:
+    """Return an address as packets have it after translation, with the port or ports of TCP and UDP, as in
+    10.0.0.2:80."""
+    text = str(ip_address(address.low.to_bytes(BITS[version] // 8, "big"))) + (
+        "" if address.low == address.high else " and more"
+    )
+    if port is None:
+        return text
+    head = f"[{text}]" if version == 6 else text
+    return f"{head}:{port.low}" + ("" if port.low == port.high else f"-{port.high}")
 
 
 class PacketSource(NamedTuple):

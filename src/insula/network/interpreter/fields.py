@@ -9,11 +9,13 @@ follows from the present addresses (nf_conntrack, RFC 2663).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from insula.network.interpreter.program import (
+    AddressType,
     Attribute,
+    Choice,
     Constant,
     Load,
     LookupResult,
@@ -46,6 +48,8 @@ _UNTRACKED: Final = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
 """The ICMPv6 types that connection tracking leaves alone (net/netfilter/nf_conntrack_proto_icmpv6.c)."""
 
 State = dict[str, Symbolic]
+TRANSLATED: Final = "destination translated"
+"""The field that is 1 where the destination of the connection was translated."""
 
 
 def initial(space: Space, version: int) -> State:
@@ -81,6 +85,7 @@ def new_connection(state: State, space: Space) -> None:
     state["ct state"] = Symbolic(4, [(number, number, classes) for number, classes in states])
     for name in ("ct mark", "ct status"):
         state[name] = Symbolic.constant(4, 0, tracked)
+    state[TRANSLATED] = Symbolic.constant(1, 0, space.all)
     state["ct direction"] = Symbolic.constant(1, 0, tracked)
 
 
@@ -93,11 +98,16 @@ class HeaderFields:
     """The value of any term in a state. `found` has what look-ups of the same rule have found."""
 
     def __init__(
-        self, version: int, space: Space, routes: Callable[[RouteDevice, State], Symbolic] | None = None
+        self,
+        version: int,
+        space: Space,
+        routes: Callable[[RouteDevice | AddressType, State], Symbolic] | None = None,
+        choices: Callable[[Choice], Sequence[int]] = lambda _: (),
     ) -> None:
         self._version = version
         self._space = space
         self._routes = routes
+        self._choices = choices
 
     def value(self, term: Term, state: State, found: dict[int, Symbolic]) -> Symbolic:
         if isinstance(term, Constant):
@@ -112,7 +122,9 @@ class HeaderFields:
             return self.value(term.of, state, found).slice(term.start, term.length)
         if isinstance(term, Load):
             return self._loaded(term, state)
-        if isinstance(term, RouteDevice) and self._routes:
+        if isinstance(term, Choice) and (values := self._choices(term)):
+            return Symbolic(term.length, [(each, each, self._space.all) for each in values], 0, self._space.all)
+        if isinstance(term, RouteDevice | AddressType) and self._routes:
             return self._routes(term, state)
         if isinstance(term, Attribute):
             return self._attribute(term, state)
@@ -165,13 +177,14 @@ class HeaderFields:
         icmp = Symbolic(1, [p for p in state["protocol"].parts if p[:2] in ((ICMP, ICMP), (ICMPV6, ICMPV6))])
         with_ports, with_types = (sum(bits for _, _, bits in each.parts) for each in (ports, icmp))
         parts: list[tuple[int, int, int]] = []
-        known = 0
+        known = several = 0
         start, end = load.offset, load.offset + load.length
         for name, offset in (("sport", 0), ("dport", 2)):
             if offset <= start and end <= offset + 2:
                 one = state[name].slice(start - offset, load.length)
                 parts += one.only(with_ports)
                 known |= with_ports & ~one.unknown
+                several |= one.several
         for name, offset in (("type", 0), ("code", 1)):
             if (start, end) == (offset, offset + 1):
                 parts += state[name].only(with_types)
@@ -182,7 +195,7 @@ class HeaderFields:
                     if low == high or (first, last) == (0, 0xFF):
                         parts.append((low << 8 | first, high << 8 | last, more))
                         known |= more
-        return Symbolic(load.length, parts, self._space.all & ~known)
+        return Symbolic(load.length, parts, self._space.all & ~known, several)
 
     def _attribute(self, term: Attribute, state: State) -> Symbolic:
         name = _CONNECTION.get(term.name, term.name)
@@ -200,13 +213,13 @@ class HeaderFields:
         port = state["original dport" if name == "original proto-dst" else "dport"]
         if name == "reply proto-src":
             without = self._space.of_services(_without_ports(self._space))
-            return Symbolic(2, [*port.parts, (0, 0, port.unknown & without)], port.unknown & ~without)
+            return Symbolic(2, [*port.parts, (0, 0, port.unknown & without)], port.unknown & ~without, port.several)
         types = Load("transport", 0, 2)
         icmp = sum(b for low, high, b in state["protocol"].parts if (low, high) in ((ICMP, ICMP), (ICMPV6, ICMPV6)))
         both = self._transport(types, state)
         unknown = port.unknown & ~icmp | both.unknown & icmp
         without = self._space.of_services(_without_ports(self._space))
-        return Symbolic(2, [*port.parts, *both.only(icmp), (0, 0, unknown & without)], unknown & ~without)
+        return Symbolic(2, [*port.parts, *both.only(icmp), (0, 0, unknown & without)], unknown & ~without, port.several)
 
 
 _TRACKED_PORTS: Final = (33, 47, 132, 136)  # DCCP, GRE, SCTP, UDP-Lite have something like ports in their tuples

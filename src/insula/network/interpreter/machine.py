@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from insula.network.interpreter.fields import HeaderFields, State, host_order
+from insula.network.interpreter.fields import TRANSLATED, HeaderFields, State, host_order
 from insula.network.interpreter.program import (
     Assign,
     Comparison,
@@ -47,11 +47,12 @@ class Passage(NamedTuple):
 
 @dataclass
 class _Run:
-    """The run of one base chain: the classes that were accepted, and those that were certainly dropped."""
+    """The run of one base chain: the classes that were accepted, and those certainly dropped or translated."""
 
     table: InstalledTable
     accepted: int = 0
     dropped: int = 0
+    translated: int = 0
     found: dict[int, Symbolic] = field(default_factory=dict)
 
 
@@ -69,16 +70,22 @@ class Machine:
 
     def hook(self, families: Sequence[str], hook: int, state: State, live: int, device: str | None = None) -> int:
         """Run all chains of a hook on the classes `live`, and return those that may pass. `state` is changed."""
+        done = 0
         for table, chain in self._program.hooked(families, hook):
             if not live:
                 break
             if chain.devices and device not in chain.devices:
                 continue
-            live = self._base_chain(table, chain, state, live)
+            run = _Run(table)
+            if chain.type == "nat":  # a connection is translated once at a hook (nf_nat_inet_fn)
+                live = live & done | self._base_chain(run, chain, state, live & ~done)
+                done |= run.translated
+            else:
+                live = self._base_chain(run, chain, state, live)
         return live
 
-    def _base_chain(self, table: InstalledTable, chain: InstalledChain, state: State, live: int) -> int:
-        run = _Run(table)
+    def _base_chain(self, run: _Run, chain: InstalledChain, state: State, live: int) -> int:
+        table = run.table
         rest = self._chain(run, chain, state, live, 0)
         if not chain.accepts:
             if self.passages is not None and rest:
@@ -149,16 +156,24 @@ class Machine:
 
     def _lookup(self, run: _Run, step: Lookup, state: State, hit: Hit) -> Hit:
         values = [self._fields.value(term, state, run.found) for term in step.terms]
-        must = may = 0
+        must = may = unknown = several = known = 0
         parts: list[tuple[int, int, int]] = []
-        for entry, found in self._matches(run, step, values, hit):
+        matches = self._matches(run, step, values, hit)
+        for entry, found in matches:
             must |= found.must
             may |= found.may
-            if step.number is not None and entry.value is not None:
-                parts.append((entry.value, entry.value, found.must))
+            if entry.value is None:
+                unknown |= found.may
+            elif step.number is not None:
+                parts.append((entry.value, entry.value, found.may))
+        elements = run.table.sets.get(step.set)
+        if elements is not None and not (elements.changes or elements.unsure):
+            must |= _covered([entry for entry, _ in matches], values, hit)
         if step.number is not None:
-            have = run.table.sets.get(step.set)
-            run.found[step.number] = Symbolic(have.value_length if have else 4, parts, may & ~must)
+            for _, _, bits in parts:
+                several |= known & bits
+                known |= bits
+            run.found[step.number] = Symbolic(elements.value_length if elements else 4, parts, unknown, several)
         if not step.negated:
             return Hit(must, may)
         present, unsure = hit.may, 0
@@ -196,6 +211,7 @@ class Machine:
         return found
 
     def _translate(self, step: Translate, state: State, hit: Hit, run: _Run) -> None:
+        run.translated |= hit.must
         address, port = ("saddr", "sport") if step.source else ("daddr", "dport")
         if step.own:
             own = self.own if self.own is not None else self._fields.unknown(state[address].length)
@@ -211,7 +227,11 @@ class Machine:
             state[port] = state[port].assigned(hit, self._fields.unknown(2))
         if "ct status" in state:
             status = host_order(_SOURCE_TRANSLATED if step.source else _TARGET_TRANSLATED, 4)
-            state["ct status"] = state["ct status"].assigned(hit, Symbolic.constant(4, status, self._space.all))
+            before = state["ct status"]
+            after = Symbolic(4, [(low | status, high | status, bits) for low, high, bits in before.parts])
+            state["ct status"] = before.assigned(hit, after)
+        if TRANSLATED in state and not step.source:
+            state[TRANSLATED] = state[TRANSLATED].assigned(hit, Symbolic.constant(1, 1, self._space.all))
 
     # -- verdicts --------------------------------------------------------------------------------------------------
 
@@ -270,6 +290,25 @@ class Machine:
             live = live & ~within.must | kept
             returned |= back
         return live, returned
+
+
+def _covered(entries: Sequence[SetEntry], values: Sequence[Symbolic], hit: Hit) -> int:
+    """Return the classes for which all values of a field that may have several are in a set."""
+    open_ = [number for number, value in enumerate(values) if value.several & hit.must]
+    if len(open_) != 1:
+        return 0
+    field_, found = values[open_[0]], dict[tuple[int, int], int]()
+    for entry in entries:
+        rest = hit.must
+        for number, value in enumerate(values):
+            if number != open_[0]:
+                rest &= value.within(*entry.keys[number]).must
+        key = entry.keys[open_[0]]
+        found[key] = found.get(key, 0) | rest
+    classes = field_.several & hit.must & ~field_.unknown
+    for low, high, bits in field_.parts:
+        classes &= ~bits | found.get((low, high), 0)
+    return classes
 
 
 def _not(hit: Hit, present: int) -> Hit:

@@ -7,6 +7,7 @@ map, or one of those with some bits changed.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -88,6 +89,23 @@ class RouteDevice:
 
 
 @dataclass(frozen=True)
+class AddressType:
+    """The kind of the route to the destination, or with `reverse` to the source (RTN_LOCAL and others)."""
+
+    reverse: bool
+    length: int = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A number of the machine between two others, which depends on more than the class: a hash, a counter."""
+
+    low: int
+    high: int
+    length: int = 4
+
+
+@dataclass(frozen=True)
 class Strange:
     """A value that is not known here."""
 
@@ -95,7 +113,9 @@ class Strange:
     length: int
 
 
-Term = Load | Attribute | Constant | LookupResult | Masked | Swapped | Slice | RouteDevice | Strange
+Term = (
+    Load | Attribute | Constant | LookupResult | Masked | Swapped | Slice | RouteDevice | AddressType | Choice | Strange
+)
 
 # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -260,6 +280,30 @@ class Program:
     """All tables of one network stack."""
 
     tables: Sequence[InstalledTable] = field(default=())
+    _choices: dict[Choice, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
+
+    def choices(self, choice: Choice) -> Sequence[int]:
+        """Return numbers that stand for all of a choice, in the order of bytes in memory: of those that no rule tells
+        apart one. Numbers are told apart by the last part of the keys of sets, and by comparisons."""
+        if choice not in self._choices:
+            by_number: dict[bytes, list[object]] = {
+                number.to_bytes(choice.length, sys.byteorder): [] for number in range(choice.low, choice.high + 1)
+            }
+            for table in self.tables:
+                for name, elements in table.sets.items():
+                    for each in elements.elements:
+                        if (alike := by_number.get(each.low[-choice.length :])) is not None:
+                            alike.append((id(table), name, each.low[: -choice.length], each.value, each.verdict))
+            for rule in (r for table in self.tables for chain in table.chains.values() for r in chain.rules):
+                for step in rule.steps:
+                    if isinstance(step, Comparison) and step.term.length == choice.length:
+                        for low in step.range:
+                            by_number.get(low.to_bytes(choice.length, "big"), []).append(low)
+            found: dict[tuple[object, ...], int] = {}
+            for packed, alike in by_number.items():
+                found.setdefault(tuple(alike), int.from_bytes(packed, "big"))
+            self._choices[choice] = list(found.values())
+        return self._choices[choice]
 
     def hooked(self, families: Sequence[str], hook: int) -> list[tuple[InstalledTable, InstalledChain]]:
         """Return the chains that run at a hook, in their order."""

@@ -129,6 +129,18 @@ class Space:
             source, rest = divmod(number, self._row)
             yield source, *divmod(rest, self._service)
 
+    def part(self, bits: int) -> Space:
+        """Return the space of the destinations and services that occur in these classes, with one source."""
+        targets, services = [], 0
+        for number, each in enumerate(self.targets):
+            found = 0
+            for source in range(self.sources):
+                found |= self.services_of(bits, source, number)
+            if found:
+                targets.append(each)
+            services |= found
+        return Space(1, targets, [each for n, each in enumerate(self.services) if services >> n & 1])
+
     # -- fields --------------------------------------------------------------------------------------------------
 
     def by_source(self, length: int, values: Iterable[NumberRange | None]) -> Symbolic:

@@ -17,14 +17,17 @@ class Hit(NamedTuple):
 class Symbolic:
     """A field of `length` bytes. Each class is in one of `parts` (lowest value, highest value, classes), or in
     `unknown`, where the field may have any value. A range stands for one value in it, which the class leaves open.
+    The classes in `several` are in more than one part: the field may have any of these values.
     Packets of the other classes don't have the field, so no condition on it holds for them.
 
     Values are numbers in the order of the bytes in memory. Instances don't change.
     """
 
-    __slots__ = ("_at", "_ranges", "_starts", "length", "parts", "unknown")
+    __slots__ = ("_at", "_ranges", "_starts", "length", "parts", "several", "unknown")
 
-    def __init__(self, length: int, parts: Iterable[tuple[int, int, int]] = (), unknown: int = 0) -> None:
+    def __init__(
+        self, length: int, parts: Iterable[tuple[int, int, int]] = (), unknown: int = 0, several: int = 0
+    ) -> None:
         self.length = length
         merged: dict[tuple[int, int], int] = {}
         for low, high, bits in parts:
@@ -32,6 +35,7 @@ class Symbolic:
                 merged[low, high] = merged.get((low, high), 0) | bits
         self.parts = sorted((low, high, bits) for (low, high), bits in merged.items())
         self.unknown = unknown
+        self.several = several
         self._at = {low: bits for low, high, bits in self.parts if low == high}
         self._ranges = [part for part in self.parts if part[0] != part[1]]
         self._starts = [low for low, high, _ in self.parts if low == high]
@@ -66,6 +70,11 @@ class Symbolic:
                 may |= bits
                 if low <= first and last <= high:
                     must |= bits
+        if must & self.several:
+            must &= ~(self.several if low == high else self.unknown & self.several)
+            for first, last, bits in self.parts if low < high else ():
+                if first < low or last > high:
+                    must &= ~(bits & self.several)
         return Hit(must, may)
 
     def slice(self, start: int, length: int) -> Symbolic:
@@ -80,7 +89,7 @@ class Symbolic:
                 parts.append((first % top, last % top, bits))
             else:
                 unknown |= bits
-        return Symbolic(length, parts, unknown)
+        return Symbolic(length, parts, unknown, self.several)
 
     def masked(self, mask: int, xor: int) -> Symbolic:
         """Return the field with every value `value & mask ^ xor`."""
@@ -96,7 +105,7 @@ class Symbolic:
                 parts.append((low & mask, high & mask, bits))
             else:
                 unknown |= bits
-        return Symbolic(self.length, parts, unknown)
+        return Symbolic(self.length, parts, unknown, self.several)
 
     def swapped(self, size: int) -> Symbolic:
         """Return the field with the bytes of each group of `size` in the opposite order."""
@@ -109,15 +118,15 @@ class Symbolic:
             turned = b"".join(data[at : at + size][::-1] for at in range(0, self.length, size))
             value = int.from_bytes(turned, "big")
             parts.append((value, value, bits))
-        return Symbolic(self.length, parts, unknown)
+        return Symbolic(self.length, parts, unknown, self.several)
 
     def assigned(self, hit: Hit, value: Symbolic) -> Symbolic:
         """Return the field after an assignment of `value` to the classes of `hit`; where it is uncertain whether it
-        took place, the field is unknown."""
-        parts = [(low, high, bits & ~hit.may) for low, high, bits in self.parts]
-        parts += [(low, high, bits & hit.must) for low, high, bits in value.parts]
-        unsure = hit.may & ~hit.must
-        return Symbolic(self.length, parts, self.unknown & ~hit.must | value.unknown & hit.may | unsure)
+        took place, the field may have either value."""
+        parts = [(low, high, bits & ~hit.must) for low, high, bits in self.parts]
+        parts += [(low, high, bits & hit.may) for low, high, bits in value.parts]
+        several = self.several & ~hit.must | value.several & hit.may | hit.may & ~hit.must
+        return Symbolic(self.length, parts, self.unknown & ~hit.must | value.unknown & hit.may, several)
 
     def only(self, bits: int) -> list[tuple[int, int, int]]:
         """Return the parts that have some of these classes, reduced to them."""

@@ -27,6 +27,7 @@ from insula.network.interpreter.tracing import TracedPacket, TracedWay
 from insula.network.linux import (
     bridge_filter,
     calls,
+    drift,
     egress,
     host_rules,
     inside,
@@ -189,7 +190,14 @@ class LinuxFabric(HasOutside, HasShaper):
         _, nft = self._handles()
         wanted = self._host_rules()
         others = self._members.drift() if self._members else ()
-        return [*readback.rule_drift(nft, self.naming.prefix, ("inet",), wanted), *others]
+        return [*drift.rule_drift(nft, self.naming.prefix, ("inet",), wanted), *others]
+
+    @about_host
+    def repair_host(self) -> list[str]:
+        """Install the host's rules and settings again, if they differ."""
+        found = self.host_drift()
+        self._ensure_host()
+        return found
 
     @about_host
     def set_hosts(self, hosts: Iterable[str]) -> None:
@@ -396,6 +404,9 @@ class LinuxFabric(HasOutside, HasShaper):
         if not self._resolver.running(tenant, namespace.netns, self._upstream(tenant)):
             found.drift.append("the resolver does not run")
         found.drift.extend(self._names.drift(tenant.name, namespace.netns))
+        found.drift.extend(namespace.outside.drift())
+        if self._outside:
+            found.drift.extend(self._outside.drift(tenant.name))
         return found
 
     @about_tenant

@@ -9,18 +9,17 @@ from __future__ import annotations
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from difflib import SequenceMatcher
 from typing import Any
 
 import msgspec
 
 from insula.kernel.netlink.messages import Link, Neighbour, Route, Rule
 from insula.kernel.netns import call_in
-from insula.kernel.nftables import Nft
 from insula.network.addresses import gateway_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
 from insula.network.linux import naming, overlay, routing, rules, sysctl, transit
 from insula.network.linux.deletion import is_gone
+from insula.network.linux.drift import rule_drift
 from insula.network.linux.tenant import FAMILIES, TenantNamespace
 
 
@@ -70,19 +69,6 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
         rules=namespace.nft.run("list ruleset"),
         drift=drift,
     )
-
-
-def rule_drift(nft: Nft, table: str, families: tuple[str, ...], wanted: str) -> Iterator[str]:
-    """Return missing and added lines of our tables. Other tables are ignored."""
-    reference = rules.as_listed(wanted, table)
-    for family in families:
-        was = [line.strip() for line in reference[family].splitlines()]
-        now = [line.strip() for line in nft.rules(family, table).splitlines()]
-        # by default lines that are frequent in a long text, as "}" is, are not compared
-        for _, i, j, k, m in SequenceMatcher(None, was, now, autojunk=False).get_opcodes():
-            if was[i:j] != now[k:m]:
-                yield from (f"rule missing in {family} {table}: {line}" for line in was[i:j])
-                yield from (f"rule added in {family} {table}: {line}" for line in now[k:m])
 
 
 def _leave_out(addresses: dict[int, list[str]], links: dict[int, Link], endpoints: dict[str, set[str]]) -> None:

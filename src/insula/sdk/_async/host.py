@@ -29,6 +29,10 @@ class AsyncHostOperations:
         """Compare wanted, installed and measured reachability."""
         return await self._caller.get(answers.VERIFY_REPORT, "verify")
 
+    async def repair(self, *, idempotency_key: str | None = None) -> VerifyReport:
+        """Install again what differs from what tenants want, and verify."""
+        return await self._caller.change(answers.VERIFY_REPORT, "POST", "verify", "repair", key=idempotency_key)
+
     async def whois(self, pid: int) -> WhoIs:
         """Return which tenant and instance a process of the host belongs to."""
         return await self._caller.get(answers.WHO_IS, "whois", str(pid))

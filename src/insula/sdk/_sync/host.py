@@ -29,6 +29,10 @@ class HostOperations:
         """Compare wanted, installed and measured reachability."""
         return self._caller.get(answers.VERIFY_REPORT, "verify")
 
+    def repair(self, *, idempotency_key: str | None = None) -> VerifyReport:
+        """Install again what differs from what tenants want, and verify."""
+        return self._caller.change(answers.VERIFY_REPORT, "POST", "verify", "repair", key=idempotency_key)
+
     def whois(self, pid: int) -> WhoIs:
         """Return which tenant and instance a process of the host belongs to."""
         return self._caller.get(answers.WHO_IS, "whois", str(pid))

@@ -13,8 +13,10 @@ from typing import Final
 from insula.kernel.netlink import attributes, rulesets
 from insula.kernel.netlink.rulesets import RawElement, RawExpression, RawRule, RawSet, RawTable
 from insula.network.interpreter.program import (
+    AddressType,
     Assign,
     Attribute,
+    Choice,
     Comparison,
     Constant,
     Element,
@@ -61,6 +63,7 @@ _NUMBERS: Final = {2: 1, 3: 4, 4: 4, 5: 4, 15: 1, 16: 1}
 _IGNORED: Final = frozenset({"counter", "log", "last", "notrack"})
 _SOMETIMES: Final = frozenset({"limit", "connlimit", "quota", "dynset"})
 _VERDICTS: Final = {0: "drop", 1: "accept", -1: "continue", -2: "continue", -3: "jump", -4: "goto", -5: "return"}
+_MOST_CHOICES: Final = 4096
 _ADDRESS: Final = {2: 4, 10: 16}  # bytes, by NFPROTO
 
 
@@ -70,6 +73,7 @@ def program(tables: Sequence[RawTable]) -> Program:
 
 
 def _table(raw: RawTable) -> InstalledTable:
+    sets = _lengths(tuple((name, each.key_length, each.data_length) for name, each in raw.sets.items()))
     chains = {
         chain.name: InstalledChain(
             name=chain.name,
@@ -77,7 +81,7 @@ def _table(raw: RawTable) -> InstalledTable:
             priority=chain.priority,
             type=chain.type,
             accepts=chain.accepts,
-            rules=[_rule(rule, raw.family, raw.sets) for rule in raw.rules.get(chain.name, ())],
+            rules=[_rule(rule, raw.family, sets) for rule in raw.rules.get(chain.name, ())],
             devices=chain.devices,
         )
         for chain in raw.chains.values()
@@ -139,15 +143,29 @@ def _verdict(packed: bytes) -> RuleVerdict | None:
 # -- rules ---------------------------------------------------------------------------------------------------------
 
 
-def _rule(raw: RawRule, family: str, sets: Mapping[str, RawSet]) -> InstalledRule:
-    lengths = tuple((name, each.key_length, each.data_length) for name, each in sets.items())
-    return InstalledRule(raw.handle, _steps(raw.packed, family, lengths))
+class _Lengths(dict[str, tuple[int, int]]):
+    """The lengths of keys and data of a table's sets. Tables with the same sets have the same object."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+@functools.lru_cache(maxsize=256)
+def _lengths(sets: tuple[tuple[str, int, int], ...]) -> _Lengths:
+    """Return the lengths of sets; `sets` are (name, lengths of keys and data)."""
+    return _Lengths({name: (key, data) for name, key, data in sets})
+
+
+def _rule(raw: RawRule, family: str, sets: _Lengths) -> InstalledRule:
+    return InstalledRule(raw.handle, _steps(raw.packed, family, sets))
 
 
 @functools.lru_cache(maxsize=4096)
-def _steps(packed: bytes, family: str, sets: tuple[tuple[str, int, int], ...]) -> tuple[RuleStep, ...]:
-    """Return the steps of a rule; those of tenants are mostly the same. `sets` are (name, lengths of keys and data)."""
-    reader = _RuleReader(family, {name: (key, data) for name, key, data in sets})
+def _steps(packed: bytes, family: str, sets: _Lengths) -> tuple[RuleStep, ...]:
+    """Return the steps of a rule; those of tenants are mostly the same."""
+    reader = _RuleReader(family, sets)
     for expression in rulesets.expressions(packed):
         reader.read(expression)
     return tuple(reader.steps)
@@ -254,6 +272,9 @@ class _RuleReader:
 
     def _fib(self, expression: RawExpression) -> None:
         result, flags = expression.number(2), expression.number(3)
+        if result == 3 and not flags & 28:
+            self._set(expression.number(1), AddressType(bool(flags & 1)))
+            return
         if result != 1 or flags & 4:
             self._set(expression.number(1), Strange("fib", 4 if result != 2 else 16))
             return
@@ -268,10 +289,11 @@ class _RuleReader:
         self._set(expression.number(1), Strange("rt", {1: 4, 2: 16}.get(expression.number(2), 4)))
 
     def _hash(self, expression: RawExpression) -> None:
-        self._set(expression.number(2 if 2 in expression.attributes else 1), Strange("hash", 4))
+        register = expression.number(2 if 2 in expression.attributes else 1)
+        self._set(register, _choice(expression.number(4), expression.number(6, 0)))
 
     def _numgen(self, expression: RawExpression) -> None:
-        self._set(expression.number(1), Strange("numgen", 4))
+        self._set(expression.number(1), _choice(expression.number(2), expression.number(4, 0)))
 
     def _socket(self, expression: RawExpression) -> None:
         self._set(expression.number(2), Strange("socket", 4))
@@ -361,6 +383,11 @@ class _RuleReader:
 def _slot(register: int) -> int:
     """Return the first slot of a register: four of 16 bytes, or those of 4 bytes (NFT_REG32_00 = 8)."""
     return (register - 1) * 4 if register < 8 else register - 8
+
+
+def _choice(modulus: int, offset: int) -> Term:
+    """Return a number below `modulus`, from `offset` up; many are not told apart."""
+    return Choice(offset, offset + modulus - 1) if 0 < modulus <= _MOST_CHOICES else Strange("a choice", 4)
 
 
 def _swapped(term: Term, size: int) -> Term:

@@ -8,23 +8,24 @@ tells the MAC address and the forwarding entry the port.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from insula.kernel.netlink.messages import Link
-from insula.network.interpreter.delivery import Delivery, NetworkPlace
-from insula.network.interpreter.fields import HeaderFields, State, host_order, initial, new_connection
+from insula.network.interpreter.delivery import Delivery, NetworkPlace, translated
+from insula.network.interpreter.fields import TRANSLATED, HeaderFields, State, host_order, initial, new_connection
 from insula.network.interpreter.machine import Machine, Passage
-from insula.network.interpreter.program import RouteDevice
+from insula.network.interpreter.program import AddressType, RouteDevice
 from insula.network.interpreter.space import BITS, NumberRange
 from insula.network.interpreter.values import Symbolic
 from insula.network.linux.interpreter.bytecode import device_name
-from insula.network.linux.interpreter.routes import NextHop
+from insula.network.linux.interpreter.routes import LOCAL, NextHop
 from insula.network.linux.interpreter.stack import Stack
 
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
 _ROUTED: Final = {4: ("inet", "ip"), 6: ("inet", "ip6")}
 _BRIDGED: Final = ("bridge",)
+_KINDS: Final = range(1, 12)  # of routes: RTN_UNICAST to RTN_XRESOLVE (linux/rtnetlink.h)
 
 
 class Forwarding:
@@ -50,9 +51,10 @@ class Forwarding:
         self._places = places
         self._translated = translated
         self._routing = stack.routing[self.version]
-        self.fields = HeaderFields(self.version, self.space, self._route_device)
+        self.fields = HeaderFields(self.version, self.space, self._route_part, stack.program.choices)
         self.machine = Machine(stack.program, self.space, self.fields)
         self.routes: list[tuple[NumberRange, NextHop | None, int]] = []  # taken: to where, by which hop, which classes
+        self._from_peer = any(each.place.kind == "peer" for each in delivery.senders)
         self._nameless: str | None = None  # the device of packets that arrive by none
         if trace:
             self.machine.passages = list[Passage]()
@@ -144,7 +146,12 @@ class Forwarding:
             inner = dict(state)
             self._arrive(inner, bridges)
             new_connection(inner, self.space)
+            self.machine.own = self._own_of_arrival(inner)
             live = self.machine.hook(_ROUTED[self.version], PREROUTING, inner, live)
+            self.machine.own = None
+            moved = inner[TRANSLATED].within(1, 1)
+            self._onward(dict(inner), live & moved.may)  # br_nf_pre_routing_finish
+            live &= ~moved.must
             inner["oifname"], inner["oif"] = inner["iifname"], inner["iif"]
             live = self.machine.hook(_ROUTED[self.version], FORWARD, inner, live)
         state["oifname"] = Symbolic(16, [(name, name, classes) for name, classes in names])
@@ -152,7 +159,7 @@ class Forwarding:
         live = self.machine.hook(_BRIDGED, FORWARD, state, live)
         live = self.machine.hook(_BRIDGED, POSTROUTING, state, live)
         for port, classes in out.items():
-            self._end(self.stack.links[port], live & classes)
+            self._end(self.stack.links[port], live & classes, state)
 
     def _ports_to(self, bridge: int, mac: str) -> list[int]:
         """Return the devices that a bridge sends frames to a MAC address to: those with an entry, else all that are
@@ -170,6 +177,10 @@ class Forwarding:
         self.machine.own = self._own_of_arrival(state)
         live = self.machine.hook(_ROUTED[self.version], PREROUTING, state, live)
         self.machine.own = None
+        self._onward(state, live)
+
+    def _onward(self, state: State, live: int) -> None:
+        """Run packets that have passed the first hook of the router."""
         self.delivery.unrouted |= live
         for hop, classes in self._routed(state, live):
             if hop is not None:
@@ -233,45 +244,87 @@ class Forwarding:
         if link.kind == "bridge":
             self._into_bridge(state, live, hop, link)
         elif (place := self._places.get(link.name)) and place.kind == "uplink":
-            translated = state["saddr"].within(*self._translated).must if self._translated else 0
-            self.delivery.add(place, live & translated)
-            self.delivery.add(NetworkPlace("untranslated", place.name), live & ~translated)
+            own = state["saddr"].within(*self._translated).must if self._translated else 0
+            self.delivery.add(place, live & own)
+            for low, high, bits in state["saddr"].parts:
+                address = translated(self.version, NumberRange(low, high))
+                self.delivery.add(NetworkPlace("untranslated", place.name, address), live & ~own & bits)
+            self.delivery.add(NetworkPlace("untranslated", place.name), live & ~own & state["saddr"].unknown)
         else:
-            self._end(link, live)
+            self._end(link, live, state)
 
     def _into_bridge(self, state: State, live: int, hop: NextHop, bridge: Link) -> None:
         """Run packets that the router sends into a bridge, to the neighbour's MAC address."""
-        out: dict[int, int] = {}
+        out: dict[int, list[tuple[int, int, int]]] = {}  # parts of the destination, by port
         for low, high, bits in state["daddr"].parts:
             address = low if hop.gateway is None else hop.gateway
             if not (classes := bits & live) or (low != high and hop.gateway is None):
                 continue
             mac = self.stack.neighbours.get((self.version, bridge.index, address))
             for port in self._ports_to(bridge.index, mac) if mac else ():
-                out[port] = out.get(port, 0) | classes
-        if unknown := state["daddr"].unknown & live:
+                out.setdefault(port, []).append((low, high, classes))
+        unknown = state["daddr"].unknown & live
+        if unknown:
             for link in self.stack.ports(bridge.index):
-                out[link.index] = out.get(link.index, 0) | unknown
-        for port, classes in out.items():
+                out.setdefault(link.index, [])
+        for port, parts in out.items():
             link, each = self.stack.links[port], dict(state)
+            each["daddr"] = Symbolic(each["daddr"].length, parts, unknown, each["daddr"].several)
+            classes = each["daddr"].present
             each["iifname"] = Symbolic.constant(16, 0, self.space.all)
             each["oifname"] = Symbolic.constant(16, device_name(link.name), self.space.all)
             each["oif"] = Symbolic.constant(4, host_order(link.index, 4), self.space.all)
             classes = self.machine.hook(_BRIDGED, OUTPUT, each, classes)
-            self._end(link, self.machine.hook(_BRIDGED, POSTROUTING, each, classes))
+            self._end(link, self.machine.hook(_BRIDGED, POSTROUTING, each, classes), each)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def _end(self, link: Link, classes: int) -> None:
-        if link.up:
-            self.delivery.add(self._places.get(link.name, NetworkPlace("device", link.name)), classes)
+    def _end(self, link: Link, classes: int, state: State) -> None:
+        if not (link.up and classes):
+            return
+        place = self._places.get(link.name, NetworkPlace("device", link.name))
+        if place.kind in ("port", "tenant") and TRANSLATED in state and not self._from_peer:
+            moved = state[TRANSLATED].within(1, 1)
+            for address, bits in self._translations(state, classes & moved.may):
+                self.delivery.add(place._replace(address=address), bits)
+            classes &= ~moved.must
+        self.delivery.add(place, classes)
+
+    def _translations(self, state: State, classes: int) -> Iterator[tuple[str, int]]:
+        """Yield the destinations of translated packets, each with its classes."""
+        with_ports = self.space.of_services(sum(1 << n for n, each in enumerate(self.space.services) if each.has_ports))
+        for low, high, bits in state["daddr"].parts if classes else ():
+            here, address = bits & classes, NumberRange(low, high)
+            if not here:
+                continue
+            yield translated(self.version, address), here & ~with_ports
+            for first, last, some in state["dport"].parts:
+                if found := here & some & with_ports:
+                    yield translated(self.version, address, NumberRange(first, last)), found
+            yield "an unknown port", here & with_ports & state["dport"].unknown
+        yield "an unknown address", classes & state["daddr"].unknown
 
     def _finish(self) -> None:
         self.delivery.unknown |= self.machine.unknown
 
-    def _route_device(self, term: RouteDevice, state: State) -> Symbolic:
-        """Return the device of a route, or whether there is one (nft's `fib`)."""
+    def _route_part(self, term: RouteDevice | AddressType, state: State) -> Symbolic:
+        """Return what nft's `fib` tells of a route."""
         address = state["saddr" if term.reverse else "daddr"]
+        return self._route_kind(address) if isinstance(term, AddressType) else self._route_device(term, address, state)
+
+    def _route_kind(self, address: Symbolic) -> Symbolic:
+        """Return the kinds of routes; those that are not of this stack's own addresses are not told apart."""
+        parts, several = list[tuple[int, int, int]](), address.several
+        for low, high, bits in address.parts:
+            routes = self._routing.lookup(NumberRange(low, high))
+            own = bool(routes) and all(route.kind == LOCAL for route in routes)
+            kinds = [LOCAL] if own else [kind for kind in _KINDS if kind != LOCAL]
+            parts += [(host_order(kind, 4), host_order(kind, 4), bits) for kind in kinds]
+            several |= 0 if own else bits
+        return Symbolic(4, parts, address.unknown, several)
+
+    def _route_device(self, term: RouteDevice, address: Symbolic, state: State) -> Symbolic:
+        """Return the device of a route, or whether there is one."""
         parts: list[tuple[int, int, int]] = []
         unknown = address.unknown
         for low, high, bits in address.parts:
@@ -286,4 +339,4 @@ class Forwarding:
                 right = state["iif"].within(*[host_order(device, 4)] * 2).must & bits if device else 0
             found = 1 if term.present else host_order(device, 4)
             parts += [(found, found, right if device else 0), (0, 0, bits & ~right if device else bits)]
-        return Symbolic(term.length, parts, unknown)
+        return Symbolic(term.length, parts, unknown, address.several)

@@ -16,7 +16,8 @@ from insula.network.interpreter.space import BITS, NumberRange
 
 _ROUTE: Final = struct.Struct("=8BI")
 _DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _TABLE = 1, 4, 5, 6, 9, 15
-_UNICAST, _LOCAL, _BROADCAST, _ANYCAST, _MULTICAST = 1, 2, 3, 4, 5
+LOCAL: Final = 2
+_UNICAST, _BROADCAST, _ANYCAST, _MULTICAST = 1, 3, 4, 5
 _RULE_DEVICE, _RULE_PRIORITY, _RULE_SHORT, _RULE_TABLE = 3, 6, 14, 15
 _KNOWN: Final = frozenset({_RULE_DEVICE, _RULE_PRIORITY, _RULE_SHORT, _RULE_TABLE, 18, 21})  # also padding, protocol
 _NONE: Final = 0xFFFFFFFF  # no such prefix length
@@ -113,13 +114,13 @@ def parse_route(body: bytes) -> InstalledRoute | None:
         return None
     bits = BITS[version]
     low = int.from_bytes(parts.get(_DST, b""), "big")
-    hops = list(_hops(parts)) if kind in (_UNICAST, _LOCAL, _BROADCAST, _ANYCAST) else []
+    hops = list(_hops(parts)) if kind in (_UNICAST, LOCAL, _BROADCAST, _ANYCAST) else []
     return InstalledRoute(
         range=NumberRange(low, low | (1 << bits - length) - 1),
         length=length,
         table=attributes.integer(parts[_TABLE]) if _TABLE in parts else table,
         metric=attributes.integer(parts[_PRIORITY]) if _PRIORITY in parts else 0,
-        local=kind in (_LOCAL, _BROADCAST, _ANYCAST),
+        local=kind in (LOCAL, _BROADCAST, _ANYCAST),
         hops=tuple(hops),
         kind=kind,
     )

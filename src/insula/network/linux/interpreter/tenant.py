@@ -31,12 +31,12 @@ class TenantInterpreter:
     def interpret(self) -> Interpretation:
         """Return whom the tenant's ports and its uplink reach."""
         found = Interpretation(self.view.tenant)
-        inside, above = [], []
+        inside, above = list[Delivery](), list[Delivery]()
         spoofing = Spoofing(self.stack, list(self._identities()))
         for version in self.view.cuts:
             targets = self.space(version, 1)
             inside += list(self.from_ports(version, targets))
-            above.append(self.from_uplink(version, targets))
+            above += self.from_uplink(version, targets)
             above += self.from_peers(version, targets)
         found.forgeries = sorted({each for version in self.view.cuts for each in spoofing.forgeries(version)})
         found.inside, found.above = inside, above
@@ -87,14 +87,18 @@ class TenantInterpreter:
                 self.run(delivery).from_devices([self.stack.by_name[device]] * len(sources))
                 yield delivery
 
-    def from_uplink(self, version: int, space: Space) -> Delivery:
-        """Run packets that come from the host through the uplink, from any address. If some pass, each atom of
+    def from_uplink(self, version: int, space: Space) -> Iterator[Delivery]:
+        """Run packets that come from the host through the uplink, from any address. For what passes, each atom of
         addresses is tried as their source."""
-        delivery = self._from_uplink(version, space, [PacketSource(NetworkPlace("uplink"), None)])
-        if delivery.ends and len(space.targets) <= _MOST_SOURCES:
-            sources = [PacketSource(NetworkPlace("uplink"), each) for each in space.targets]
-            return self._from_uplink(version, space, sources)
-        return delivery
+        place = NetworkPlace("uplink")
+        delivery = self._from_uplink(version, space, [PacketSource(place, None)])
+        yield delivery
+        passing = 0
+        for classes in delivery.ends.values():
+            passing |= classes
+        if passing and len(space.targets) <= _MOST_SOURCES:
+            sources = [PacketSource(place, each) for each in space.targets]
+            yield self._from_uplink(version, space.part(passing), sources)
 
     def _from_uplink(self, version: int, space: Space, sources: list[PacketSource]) -> Delivery:
         delivery = Delivery(version, sources, Space(len(sources), space.targets, space.services))

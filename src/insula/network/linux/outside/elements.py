@@ -221,6 +221,19 @@ def changed(have: MapContents, wanted: MapContents) -> Iterator[ExternalPorts]:
                 yield ExternalPorts(address, protocol, low, high, family)
 
 
+def differences(have: MapContents, wanted: MapContents) -> list[str]:
+    """Return in words which sets and maps have other elements than they should."""
+    found = []
+    for name, should in wanted.items():
+        now = have.get(name, {})
+        more, less = now.items() - should.items(), should.items() - now.items()
+        if more or less:
+            found.append(
+                f"{name}, of what is open to the outside, has {len(more)} wrong elements, and lacks {len(less)}"
+            )
+    return found
+
+
 def _merged(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Yield the ranges in order; those that adjoin as one."""
     low, high = 0, -2

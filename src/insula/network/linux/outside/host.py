@@ -18,10 +18,12 @@ from insula.kernel.netlink.conntrack import ConntrackSocket, Match, to
 from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import OWN, call_in
 from insula.kernel.nftables import Nft
-from insula.network.fabric import OutsideView
+from insula.model.objects import Tenant
+from insula.network.fabric import Entries, OutsideView
 from insula.network.intent import TenantIntent
 from insula.network.linux import sysctl
 from insula.network.linux.calls import Calls, about_host
+from insula.network.linux.drift import rule_drift
 from insula.network.linux.naming import Naming
 from insula.network.linux.outside import elements, rules
 from insula.network.linux.outside.addresses import OutsideAddresses, needs_transit, uses_loopback, version
@@ -51,6 +53,7 @@ class HostOutside:
         self._netns = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
         self._lock = threading.Lock()
         self._cached: tuple[int, MapContents] | None = None  # with the generation of the rules
+        self._wanted: dict[str, tuple[MapContents, OutsideAddresses]] = {}  # by tenant
 
     def close(self) -> None:
         os.close(self._netns)
@@ -103,12 +106,14 @@ class HostOutside:
             floating = {each.address for each in intent.outside.floating}
             self._route(intent.tenant.index, at, floating, complete=intent.complete)
             self._set_loopback(at.uplink, uses_loopback(intent))  # also if the intent lacks something: it comes back
-            self._change(elements.of_host(intent, at), at, complete=intent.complete)
+            wanted = self._change(elements.of_host(intent, at), at, complete=intent.complete)
+            self._wanted[intent.tenant.name] = wanted, at
             if any(":" in address for address in floating):
                 self._settings.forward(6)
 
     def remove(self, name: str, index: int) -> None:
         """Remove what the tenant has here, by its name and index. Nothing happens if it has nothing."""
+        self._wanted.pop(name, None)
         if not self.transits.exists(name):
             return
         at = self._addresses(index, self.transits.known(name))
@@ -126,9 +131,11 @@ class HostOutside:
     def _index(self, device: str) -> int:
         return self._rtnl.index(device) or 0
 
-    def _change(self, wanted: MapContents, at: OutsideAddresses, *, complete: bool = True) -> None:
+    def _change(self, wanted: MapContents, at: OutsideAddresses, *, complete: bool = True) -> MapContents:
         contents = self._read()
         have: MapContents = {name: {} for name in HOST_SETS} | elements.owned(contents, at)
+        for name, keys in wanted.items():  # elements that lead elsewhere are replaced
+            have[name] = have[name] | {key: contents[name][key] for key in keys if key in contents[name]}
         if not complete:
             wanted = {name: have[name] | some for name, some in wanted.items()}
         requests = [
@@ -137,7 +144,7 @@ class HostOutside:
             for request in maps.change("inet", self._table_of(name), name, have[name], wanted[name])
         ]
         if not requests:
-            return
+            return wanted
         self._cached = None
         self._nftables.transact(*requests)
         for name in HOST_SETS:
@@ -147,6 +154,17 @@ class HostOutside:
         hosts = [*at.hosts, *_LOOPBACKS]
         matches = [match for ports in elements.changed(have, wanted) for match in _matches(ports, hosts)]
         self._conntrack.delete(matches)
+        return wanted
+
+    def drift(self, tenant: str) -> list[str]:
+        """Return differences of the host's side from what was applied last for a tenant, as text."""
+        with self._lock:
+            if tenant not in self._wanted:
+                return []
+            wanted, at = self._wanted[tenant]
+            found = rule_drift(self._nft, self._table, ("inet",), rules.host_rules(self._names))
+            have: MapContents = {name: {} for name in HOST_SETS} | elements.owned(self._read(), at)
+        return [f"host: {text}" for text in (*found, *elements.differences(have, wanted))]
 
     def _read(self) -> MapContents:
         if self._cached and self._cached[0] == self._nftables.generation():
@@ -198,6 +216,15 @@ class HostOutside:
         with contextlib.suppress(OSError):  # no IPv6
             self._rtnl.execute(local("::1", index))
 
+    def entries(self, tenants: Sequence[Tenant]) -> dict[str, Entries]:
+        """Return the addresses by which packets come to tenants."""
+        hosts, found = tuple(self._own()), {}
+        for tenant in tenants:
+            (_, four), (_, six) = self._names.addresses(tenant.index)
+            known = self.transits.known(tenant.name) if self.transits.exists(tenant.name) else {}
+            found[tenant.name] = Entries(hosts, (four, six), known)
+        return found
+
 
 class HasOutside:
     """The part of a fabric that shows what the outside sees of the host."""
@@ -210,6 +237,12 @@ class HasOutside:
         """Return the host's addresses, and the ports that its own programs use."""
         assert self._outside
         return self._outside.view()
+
+    @about_host
+    def entries(self, tenants: Sequence[Tenant]) -> Mapping[str, Entries]:
+        """Return the addresses by which packets from outside come to these tenants, by name."""
+        assert self._outside
+        return self._outside.entries(tenants)
 
 
 def _matches(ports: ExternalPorts, hosts: Sequence[str]) -> list[Match]:

@@ -16,6 +16,7 @@ from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.network.intent import TenantIntent
 from insula.network.linux import naming, sysctl
+from insula.network.linux.drift import rule_drift
 from insula.network.linux.outside import elements, rules
 from insula.network.linux.outside.addresses import OutsideAddresses, version
 from insula.network.linux.outside.elements import TENANT_SETS, ExternalPorts, MapContents
@@ -35,6 +36,7 @@ class TenantOutside:
         self._nft = nft
         self._nftables = nftables
         self._cached: tuple[int, MapContents] | None = None  # with the generation of the rules
+        self._wanted: MapContents | None = None
 
     def apply(self, intent: TenantIntent, at: OutsideAddresses) -> None:
         """Change the table to the intent, and delete tracked connections that its changes concern. OSError."""
@@ -50,6 +52,7 @@ class TenantOutside:
         ]
         self._nftables.transact(*requests)
         self._cached = self._nftables.generation(), wanted
+        self._wanted = wanted
         if requests:
             self._forget(have, wanted, at)
 
@@ -61,9 +64,16 @@ class TenantOutside:
             *(each for name in external for each in maps.change("inet", self._prefix, name, have[name], {}))
         )
         self._nft.run(f"add table inet {self._table}\ndelete table inet {self._table}\n")
-        self._cached = None
+        self._cached = self._wanted = None
         self._set_internal(set())
         self._forget(have, {name: {} for name in TENANT_SETS}, None)
+
+    def drift(self) -> list[str]:
+        """Return differences from what was applied last, as text."""
+        if self._wanted is None:
+            return []
+        found = rule_drift(self._nft, self._table, ("inet",), rules.tenant_rules(self._prefix))
+        return [*found, *elements.differences(self._read(), self._wanted)]
 
     def _read(self) -> MapContents:
         if self._cached and self._cached[0] == self._nftables.generation():
