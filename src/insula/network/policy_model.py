@@ -10,6 +10,7 @@ another one's name), and a port or ICMP type. What answers it, and ICMP errors a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
@@ -189,8 +190,8 @@ def _operator(intent: TenantIntent, source: str, destination: str, protocol: str
 def port_of(intent: TenantIntent, address: str) -> Port | None:
     """Return the port of the instance that has this address, or is allowed to use it; None if nobody is, or if ports
     that rules may tell apart are."""
-    wanted = ip_address(address)
-    own = [port for port in intent.ports if any(ip_address(each) == wanted for each in _own_addresses(port))]
+    wanted = _address(address)
+    own = [port for port in intent.ports if any(_address(each) == wanted for each in _own_addresses(port))]
     allowed = [port for port in intent.ports if _within(address, [pair.address for pair in port.allowed_pairs])]
     found = own or allowed
     alike = all((p.network, _labels(intent, p)) == (found[0].network, _labels(intent, found[0])) for p in found)
@@ -210,8 +211,14 @@ def is_inside(intent: TenantIntent, address: str) -> bool:
 
 
 def _within(address: str, cidrs: Iterable[str]) -> bool:
-    one = ip_address(address)
-    return any(one in network for network in map(ip_network, cidrs) if network.version == one.version)
+    one = _address(address)
+    return any(one in network for network in map(_network, cidrs) if network.version == one.version)
+
+
+# texts are parsed once: this takes longer than all else here
+
+_address = functools.lru_cache(maxsize=8192)(ip_address)
+_network = functools.lru_cache(maxsize=8192)(ip_network)
 
 
 def _labels(intent: TenantIntent, port: Port) -> Mapping[str, str]:

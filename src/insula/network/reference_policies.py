@@ -170,6 +170,8 @@ class PolicyReference:
 
     def _by_operator(self, source: str, target: str, passing: int) -> int:
         """Return what passes after the operator's rules, of which the first that matches decides."""
+        if not self._operator:
+            return passing
         inside = policy_model.is_inside
         if inside(self._intent, source) == inside(self._intent, target):
             return passing
