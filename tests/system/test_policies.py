@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -183,3 +184,17 @@ def test_policies_hold_while_insulad_is_gone_and_when_it_is_back(cli: Cli, daemo
     assert not fetched(cli, "cron", db)
     cli.ok("policy", "rm", "db")
     assert fetched(cli, "cron", db)
+
+
+def test_a_drawing_of_the_networks(cli: Cli, tmp_path: Path) -> None:
+    db = run(cli, "db")
+    cli.ok("policy", "create", "only", "--select", "app=db", "--allow", "from:app=web tcp/80")
+    drawn, file = cli.ok("network", "graph", "--width", "120"), tmp_path / "drawn.svg"
+    [line] = [line for line in drawn.splitlines() if db in line]
+    assert "db" in line and "policies only (in)" in line and drawn.startswith(str(cli.tenant))
+    assert cli.ok("network", "graph", "--svg", str(file)) == ""
+    shown = ["".join(text.itertext()) for text in ElementTree.parse(file).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"db", db, "policy only (in)", "the outside"} <= {*shown}
+    [network] = cli.json("network", "graph")["networks"]
+    assert [port["instance"] for port in network["ports"]] == ["db"]
+    assert "can't be written" in cli.fails("network", "graph", "--svg", str(tmp_path / "no" / "file.svg"))
