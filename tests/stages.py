@@ -40,7 +40,8 @@ RUNTIME = (
     "test_runtime.py",
     "test_seccomp*.py",
 )
-"""Parts of tests/system that are stages of their own, by name; so is `tenancy`. All others are the stage `system`."""
+"""Parts of tests/system that are stages of their own, by name; so are `tenancy` and `machine`. All others are the stage
+`system`."""
 
 NOTHING_SELECTED = 5
 """pytest's exit status where its options select no test: no failure."""
@@ -142,8 +143,9 @@ def chains(options: list[str]) -> list[list[Stage]]:
     provider = Stage(
         "provider", ["scripts/provider"], "test_oidc.py will be skipped: there is no provider to log in at"
     )
-    networks, runtime, tenancy = part(*NETWORKS), part(*RUNTIME), part("tenancy")
-    others = ["tests/system", *(f"--ignore={path}" for path in (*networks, *runtime, *tenancy))]
+    kernel = Stage("kernel", ["scripts/kernel"], "tests/system/machine will be skipped: there is no kernel for guests")
+    networks, runtime, tenancy, machine = part(*NETWORKS), part(*RUNTIME), part("tenancy"), part("machine")
+    others = ["tests/system", *(f"--ignore={path}" for path in (*networks, *runtime, *tenancy, *machine))]
     return [
         [guest, pytest("modern", ["tests/modern"], options, again=LOCKUP)],
         [pytest("system", others, options)],
@@ -151,6 +153,7 @@ def chains(options: list[str]) -> list[list[Stage]]:
         [provider, pytest("tenancy", tenancy, options)],
         [pytest("runtime", runtime, options)],
         [pytest("unit", ["tests/unit"], options)],
+        [kernel, pytest("machine", machine, options)],
         [peers, pytest("peer", ["tests/peer"], options)],
     ]
 

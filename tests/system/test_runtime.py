@@ -218,6 +218,32 @@ def test_no_descriptor_of_the_host_leaks(host: Host) -> None:
     with_runtime(host, body)
 
 
+def test_descriptors_are_passed_to_the_program_and_to_nobody_else(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        read, write = os.pipe()
+        held = [os.memfd_create(str(number)) for number in range(3)]
+        for number, fd in enumerate(held):
+            os.write(fd, f"contents {number}\n".encode())
+            os.lseek(fd, 0, os.SEEK_SET)
+        launch = host.launch("sh", "-c", "cat <&3; cat <&4; cat <&5; echo to the pipe >&6; ls /proc/self/fd")
+        try:
+            await runtime.create(launch, [*held, write])
+            os.close(write)
+            await runtime.start(launch.id)
+            await runtime.wait(launch.id)
+            seen = host.output(launch).split("\n")
+            assert seen[:3] == ["contents 0", "contents 1", "contents 2"]
+            assert set(seen[3:]) <= {"", *map(str, range(8))}, "7 is the directory that ls reads"
+            with os.fdopen(os.dup(read), "rb") as file:
+                assert file.read() == b"to the pipe\n", "which ends: the zygote keeps no copy"
+        finally:
+            for fd in (read, *held):
+                os.close(fd)
+            await runtime.delete(launch.id)
+
+    with_runtime(host, body)
+
+
 @pytest.mark.parametrize("order", [("zygote",), ("monitor",), ("zygote", "monitor", "zygote"), ("monitor", "zygote")])
 def test_killed_helpers_cost_no_output_and_no_exit_status(host: Host, order: tuple[str, ...]) -> None:
     script = "trap stop=1 USR1; i=0; while [ -z $stop ]; do echo line$i; i=$((i+1)); usleep 10000; done; exit 5"

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from insula.container import wire
-from insula.container.service.eventloop import EventLoop
 from insula.container.service.zygote_supervisor import ZygoteSupervisor
+from insula.kernel.event_loop import EventLoop
 
 
 @pytest.fixture

@@ -104,6 +104,9 @@ PR_CAP_AMBIENT: Final = 47
 SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
 
 CLOSE_RANGE_CLOEXEC: Final = 4
+
+RB_AUTOBOOT: Final = 0x01234567
+RB_POWER_OFF: Final = 0x4321FEDC
 KEYCTL_JOIN_SESSION_KEYRING: Final = 1
 
 # syscall numbers; those from 424 on are the same on all architectures
@@ -119,6 +122,8 @@ _OLD: Final = {
         "prlimit64": 302,
         "fchownat": 260,
         "setresuid": 117,
+        "finit_module": 313,
+        "reboot": 169,
     },
     "aarch64": {
         "mount": 40,
@@ -131,6 +136,8 @@ _OLD: Final = {
         "prlimit64": 261,
         "fchownat": 54,
         "setresuid": 147,
+        "finit_module": 273,
+        "reboot": 142,
     },
 }
 _NR: Final = {
@@ -367,6 +374,16 @@ _OPEN_HOW = struct.Struct("3Q")
 
 
 _ATTEMPTS = 1000
+
+
+def reboot(command: int) -> None:
+    """Turn the machine off, or start it again (reboot(2)); `command` is RB_POWER_OFF or RB_AUTOBOOT."""
+    _call("reboot", 0xFEE1DEAD, 672274793, command, None)
+
+
+def finit_module(fd: int, parameters: str = "") -> None:
+    """Load the kernel module in a file (finit_module(2))."""
+    _call("finit_module", fd, parameters.encode() + b"\0", 0)
 
 
 def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, *, mode: int = 0, resolve: int = 0) -> int:

@@ -87,6 +87,7 @@ class InitArgs:
         program: Filter | None,
         tty: bool = False,
         keep: int = 0,
+        inherit: list[int] | None = None,
         pivot: bool = True,
         keyring: bool = True,
         in_order: bool = False,
@@ -103,6 +104,7 @@ class InitArgs:
         self.program = program
         self.tty = tty
         self.keep = keep  # descriptors from 3 on that the program inherits
+        self.inherit = inherit or []  # the same, with other numbers before
         self.pivot = pivot
         self.keyring = keyring
         self.in_order = in_order  # there are no premounts, and the current directory is where the root is attached
@@ -114,7 +116,8 @@ class InitArgs:
     def descriptors(self) -> list[int]:
         sockets = [self.sync.fileno()] + ([self.waits_at.fileno()] if self.waits_at else [])
         root = [self.root] if self.root >= 0 else []
-        return [*sockets, *root, *self.sources.descriptors(), *self.join, *self.stdio, *range(3, 3 + self.keep)]
+        kept = [*range(3, 3 + self.keep), *self.inherit]
+        return [*sockets, *root, *self.sources.descriptors(), *self.join, *self.stdio, *kept]
 
 
 def main(config: dict[str, Any], args: InitArgs, plan: Plan) -> NoReturn:
@@ -158,6 +161,8 @@ def exec_program(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: 
     setup_rootfs(config, args, plan, premounts)
     if args.waits_at:
         find_program(config["process"])
+    if args.inherit:
+        renumber(args)
     # nothing of the host's stays open while it waits, nor what led to the container's mounts
     waits = [each.fileno() for each in (args.waits_at, args.notifications) if each]
     close_others([args.sync.fileno(), *waits, *range(3, 3 + args.keep)])
@@ -175,6 +180,16 @@ def exec_program(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: 
         wait=lambda: wait_for_start(args),
         last=last,
     )
+
+
+def renumber(args: InitArgs) -> None:
+    """Give the descriptors that the program inherits the numbers from 3 on, and the channel to the parent another."""
+    above = 3 + len(args.inherit)
+    sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in args.inherit]
+    args.sync = socket.socket(fileno=fcntl.fcntl(args.sync.detach(), fcntl.F_DUPFD_CLOEXEC, above))
+    for number, source in enumerate(sources):
+        os.dup2(source, 3 + number, inheritable=False)
+    args.keep = len(sources)
 
 
 # -- the same for many containers --------------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ class SpawnOptions:
     """The parameters of a container that are not in its config.
 
     `root` is a detached mount, `stdio` the child's streams (-1 is /dev/null; none with a terminal). `owner` is the user
-    of the host for whom the user namespace is made. `keep` descriptors from 3 on are passed to the program. `share` is
+    of the host for whom the user namespace is made. `keep` descriptors from 3 on are passed to the program, or else
+    those in `inherit`, as 3 and so on. `share` is
     the first process, as PID and start time, of a container whose user and PID namespaces are joined.
 
     `in_order`: the mounts are made strictly in the listed order, as /proc/self/mountinfo shows them, and the root is
@@ -62,6 +63,7 @@ class SpawnOptions:
         program: Filter | None = None,
         owner: int = 0,
         keep: int = 0,
+        inherit: list[int] | None = None,
         pivot: bool = True,
         keyring: bool = True,
         share: tuple[int, int] | None = None,
@@ -71,7 +73,7 @@ class SpawnOptions:
         state: dict[str, Any] | None = None,
     ) -> None:
         self.root, self.stdio, self.program, self.owner = root, stdio, program, owner
-        self.keep, self.pivot, self.keyring, self.share = keep, pivot, keyring, share
+        self.keep, self.inherit, self.pivot, self.keyring, self.share = keep, inherit or [], pivot, keyring, share
         self.in_order, self.waits_at, self.notify_at, self.state = in_order, waits_at, notify_at, state
 
 
@@ -112,6 +114,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -
             program=outside.program,
             tty=bool(config["process"].get("terminal")),
             keep=outside.keep,
+            inherit=outside.inherit,
             pivot=outside.pivot,
             keyring=outside.keyring,
             in_order=outside.in_order,

@@ -16,6 +16,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,8 +122,10 @@ class Runtime:
         meanwhile; None if the id is none of a warm container."""
         return self._warm.get(container)
 
-    async def create(self, launch: Launch) -> ProcessState:
-        """Make the namespaces, with PID 1 in them waiting to start. `Failed` says which step the kernel refused."""
+    async def create(self, launch: Launch, descriptors: Sequence[int] = ()) -> ProcessState:
+        """Make the namespaces, with PID 1 in them waiting to start. `Failed` says which step the kernel refused.
+
+        The program inherits copies of `descriptors`, as 3 and so on."""
         directory = RunDirectory(self.run, launch.id)
         profile = launch.config["linux"].get("seccomp")
         if profile and launch.seccomp is None:
@@ -131,17 +134,17 @@ class Runtime:
             config = {**launch.config, "linux": linux}
             launch = launch._replace(config=config, seccomp=path, seccomp_flags=flags)
         try:
-            answer = await self._create(directory, launch)
+            answer = await self._create(directory, launch, descriptors)
         except ZygoteDied:  # nothing of it runs: the next zygote can do it from the beginning
-            answer = await self._create(directory, launch)
+            answer = await self._create(directory, launch, descriptors)
         state = self._first[launch.id] = ProcessState(launch.id, answer["pid"], answer["start_time"])
         self._warm.pop(launch.id, None)
         return state
 
-    async def _create(self, directory: RunDirectory, launch: Launch) -> wire.Message:
+    async def _create(self, directory: RunDirectory, launch: Launch, descriptors: Sequence[int]) -> wire.Message:
         directory.create(launch)
         try:
-            return await self._request({"op": "create", "id": launch.id})
+            return await self._request({"op": "create", "id": launch.id}, descriptors)
         except BaseException:
             await asyncio.shield(asyncio.create_task(self.delete(launch.id)))
             raise
@@ -358,8 +361,8 @@ class Runtime:
 
     # -- the zygote -----------------------------------------------------------------------------------
 
-    async def _request(self, message: wire.Message) -> wire.Message:
-        received = await self._zygote.request(message)
+    async def _request(self, message: wire.Message, descriptors: Sequence[int] = ()) -> wire.Message:
+        received = await self._zygote.request(message, descriptors)
         if error := received.get("error"):
             raise explain(error, self._hint)
         return received

@@ -79,16 +79,19 @@ def _random_directory() -> str:
         return name
 
 
-def start(launch: Launch, layers: Layers, program: Filter | None) -> SpawnedProcess:
+def start(launch: Launch, layers: Layers, program: Filter | None, inherit: list[int] | None = None) -> SpawnedProcess:
     """Make PID 1 of a new container for the zygote: its root an overlay, its streams pipes.
 
-    Whatever the config says, it is in namespaces of its own, and its IDs are those of `id_base`.
+    Whatever the config says, it is in namespaces of its own, and its IDs are those of `id_base`. The program inherits
+    the descriptors in `inherit`, as 3 and so on.
     """
     config = engine_config(launch)
     with Rollback() as undo, Rollback() as child_fds:
         root, stdio, streams = root_and_streams(launch, layers, child_fds, undo)
         share = (launch.share[0], launch.share[1]) if launch.share else None
-        outside = SpawnOptions(root=root, stdio=stdio, program=program, owner=launch.id_base, share=share)
+        outside = SpawnOptions(
+            root=root, stdio=stdio, program=program, owner=launch.id_base, share=share, inherit=inherit
+        )
         child = spawn(config, cgroups.Cgroup(launch.cgroup), outside)
         child.streams = streams
         undo.keep()

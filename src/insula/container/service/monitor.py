@@ -37,7 +37,6 @@ from typing import Any, NoReturn
 from insula.container import wire
 from insula.container.log import LogWriter
 from insula.container.service import reexec
-from insula.container.service.eventloop import EventLoop
 from insula.container.service.protocol import (
     MONITOR_BUILD,
     MONITOR_LOCK,
@@ -49,6 +48,7 @@ from insula.container.service.relay import AttachedClient, Session
 from insula.container.service.run_directory import PidIndex, ProcessKey
 from insula.container.service.zygote_supervisor import ZygoteSupervisor
 from insula.kernel import process, syscalls
+from insula.kernel.event_loop import EventLoop
 from insula.log import write as report
 from insula.model.stream import Kind
 

@@ -44,13 +44,13 @@ from insula.container.create.exec_process import Filter
 from insula.container.create.steps import StepError, Steps, close_others
 from insula.container.service import launch
 from insula.container.service.children import Child
-from insula.container.service.eventloop import EventLoop
 from insula.container.service.protocol import WARM_RECORDS, ZYGOTE_BUILD, ZYGOTE_PID, hello
 from insula.container.service.run_directory import Launch, ProcessState, RunDirectory
 from insula.container.service.sessions import Sessions
 from insula.container.service.warm_pool import Template, WarmContainer, WarmPool, assign
 from insula.container.service.working_set import WorkingSet
 from insula.kernel import cgroups, process, syscalls
+from insula.kernel.event_loop import EventLoop
 from insula.kernel.rollback import Rollback
 from insula.log import write as report
 
@@ -119,30 +119,31 @@ class Zygote:
         if message["op"] == "hold":
             self.sessions.hold(message, descriptors)
             return
-        for fd in descriptors:
-            os.close(fd)
         number = message.get("n")
 
         def reply(answer: wire.Message) -> None:
             _send(client, {"n": number, **answer})
 
         try:
-            self._serve_request(client, message, reply)
+            self._serve_request(client, message, descriptors, reply)
         except StepError as error:
             reply({"error": error.message})
         except OSError as error:
             reply({"error": StepError(Steps.PREPARE, error).message})
         except (KeyError, TypeError, ValueError) as error:
             reply({"error": StepError(Steps.READ_REQUEST, OSError(errno.EINVAL, repr(error))).message})
+        finally:
+            for fd in descriptors:
+                os.close(fd)
 
-    def _serve_request(self, client: socket.socket, message: wire.Message, reply: Reply) -> None:
+    def _serve_request(self, client: socket.socket, message: wire.Message, given: list[int], reply: Reply) -> None:
         match message["op"]:
             case "hello":
                 reply(hello(self.build))
             case "replace":
                 self._end(reply)
             case "create":
-                reply(self._create(message["id"]))
+                reply(self._create(message["id"], given))
             case "start":
                 self._start(message["id"], reply)
             case "exec":
@@ -179,7 +180,7 @@ class Zygote:
 
     # -- containers ------------------------------------------------------------------------------------
 
-    def _create(self, container: str) -> wire.Message:
+    def _create(self, container: str, inherit: list[int]) -> wire.Message:
         directory = RunDirectory(self.run, container)
         request = directory.launch()
         if request is None:
@@ -188,9 +189,9 @@ class Zygote:
         # an earlier root of this container must be unmounted before it is mounted again
         if len(self.ended) > _MAX_ENDED or any(name == container for name, _ in self.ended):
             self._release_mount_namespaces()
-        made = self._from_warm(directory, request)
+        made = None if inherit else self._from_warm(directory, request)
         if fresh := made is None:
-            made = launch.start(request, self.layers, self._program(request))
+            made = launch.start(request, self.layers, self._program(request), inherit)
         child = Child(container, None, made.sync, made.pid, made.pidfd)
         child.cgroup, child.state = request.cgroup, ProcessState(container, made.pid, made.start_time)
         self._add(child)

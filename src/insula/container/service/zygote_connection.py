@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from insula.container import wire
 from insula.container.service.dialer import Dialer
@@ -16,6 +16,8 @@ from insula.container.service.protocol import ZYGOTE_SOCKET
 from insula.model.errors import Failed
 
 log = logging.getLogger("insula.container")
+_FULL = 0.001
+"""Seconds until a message is tried again, if the zygote's queue is full."""
 
 
 class ZygoteConnection:
@@ -52,8 +54,10 @@ class ZygoteConnection:
                 loop.add_reader(sock, self._read, sock)  # sock_recv() would add and remove it for each message
             return self._sock
 
-    async def request(self, message: wire.Message) -> wire.Message:
-        """The answer to `message`. `ZygoteDied` if the connection ends before it comes; `Failed`."""
+    async def request(self, message: wire.Message, descriptors: Sequence[int] = ()) -> wire.Message:
+        """Send `message`, with copies of `descriptors`, and return the answer.
+
+        `ZygoteDied` if the connection ends before it comes; `Failed`."""
         sock = await self.connect()
         number = next(self._numbers)
         loop = asyncio.get_running_loop()
@@ -63,7 +67,10 @@ class ZygoteConnection:
             data = json.dumps({"n": number, **message}).encode()
             if len(data) > wire.MAX_MESSAGE:
                 raise Failed("the request to the zygote is too long", "use fewer or shorter arguments")
-            await loop.sock_sendall(sock, data)
+            if descriptors:
+                await _send(sock, data, descriptors)
+            else:
+                await loop.sock_sendall(sock, data)
             return await answer
         except ConnectionError:
             raise ZygoteDied("the zygote died meanwhile", "try again") from None
@@ -105,3 +112,14 @@ class ZygoteConnection:
         answer = self._answers.get(message["n"])
         if answer and not answer.done():
             answer.set_result(message)
+
+
+async def _send(sock: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
+    """Send a message with descriptors, which the event loop can't."""
+    while True:
+        try:
+            socket.send_fds(sock, [data], descriptors)
+        except BlockingIOError:
+            await asyncio.sleep(_FULL)
+        else:
+            return

@@ -15,8 +15,8 @@ from typing import Any
 from insula.container import wire
 from insula.container.create.steps import close_others
 from insula.container.service import zygote
-from insula.container.service.eventloop import EventLoop
 from insula.container.service.protocol import ZYGOTE_SOCKET
+from insula.kernel.event_loop import EventLoop
 from insula.log import write as report
 
 _STEADY = 10.0  # seconds after which a zygote counts as one that works

@@ -86,16 +86,19 @@ def set_link(
     index: int,
     *,
     up: bool | None = None,
+    name: str | None = None,
     mac: str | None = None,
     mtu: int | None = None,
     master: int | None = None,
     alias: str | None = None,
     link_local: bool | None = None,
 ) -> Request:
-    """Change an existing link; `link_local` False disables its automatic IPv6 link-local address."""
+    """Change an existing link. It takes a new name only while it is down. `link_local` False disables its automatic
+    IPv6 link-local address."""
     mode = rt.ADDR_GEN_MODE_EUI64 if link_local else rt.ADDR_GEN_MODE_NONE
     inet6 = rtattr.nested((socket.AF_INET6 | rtattr.NESTED, rtattr.nested((rt.INET6_ADDR_GEN_MODE, bytes([mode])))))
     body = rt.LINK.pack(0, 0, index, rt.IFF_UP if up else 0, 0 if up is None else rt.IFF_UP) + rtattr.attributes(
+        (rt.IFLA_IFNAME, name and rtattr.text(name)),
         (rt.IFLA_ADDRESS, mac and rtattr.mac(mac)),
         (rt.IFLA_MTU, mtu and rtattr.u32(mtu)),
         (rt.IFLA_MASTER, None if master is None else rtattr.u32(master)),

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from insula.container.service import eventloop
-from insula.container.service.eventloop import EventLoop
+from insula.kernel import event_loop
+from insula.kernel.event_loop import EventLoop
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_handler_gets_the_events_of_its_descriptor(pipe: tuple[int, int]) -> N
 def test_a_handler_that_fails_is_called_again(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(eventloop, "RETRY", 0.0)
+    monkeypatch.setattr(event_loop, "RETRY", 0.0)
     loop, calls = EventLoop("insula-test"), list[int]()
 
     def handler(events: int) -> None:
@@ -62,7 +62,7 @@ def test_a_handler_that_fails_is_called_again(
 def test_a_handler_that_unwatches_and_fails_is_not_called_again(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eventloop, "RETRY", 0.0)
+    monkeypatch.setattr(event_loop, "RETRY", 0.0)
     loop, calls = EventLoop("test"), list[int]()
 
     def handler(events: int) -> None:
@@ -81,12 +81,12 @@ def test_a_handler_that_unwatches_and_fails_is_not_called_again(
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that the loop sees, in seconds: a test moves it, so that no other work of the machine does."""
     now = [0.0]
-    monkeypatch.setattr(eventloop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(event_loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
 def test_timers_run_in_order_and_one_that_fails_again(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eventloop, "RETRY", 1.0)
+    monkeypatch.setattr(event_loop, "RETRY", 1.0)
     loop, done = EventLoop("test"), list[str]()
 
     def failing() -> None:
@@ -121,10 +121,10 @@ def test_idle_work_that_fails_rests_for_a_while(clock: list[float], pipe: tuple[
 
     loop.watch(pipe[0], lambda _: seen.append(os.read(pipe[0], 1).decode()))
     turn(loop, 0.0, idle)
-    clock[0] = 0.9 * eventloop.RETRY
+    clock[0] = 0.9 * event_loop.RETRY
     os.write(pipe[1], b"x")
     turn(loop, 0.0, idle)
     assert seen == ["idle", "x"], "the next attempt comes after RETRY, and what else there is to do before"
-    clock[0] = 1.1 * eventloop.RETRY
+    clock[0] = 1.1 * event_loop.RETRY
     turn(loop, 0.0, idle)
     assert seen == ["idle", "x", "idle"]

@@ -1,4 +1,4 @@
-"""An event loop over epoll(7), for the monitor and the zygote: descriptors, timers, and work for idle moments.
+"""An event loop over epoll(7), for small processes: descriptors, timers, and work for idle moments.
 
 A handler or timer that raises is logged and called again after `RETRY` seconds. Nothing that is watched is ever
 dropped because of an error: these processes hold what containers need.
