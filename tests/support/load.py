@@ -14,15 +14,18 @@ from insula.kernel import syscalls
 from tests.support.wait import until
 
 CHUNK = 1 << 16
+_MOST_DESCRIPTORS = 1 << 20
 
 
-def _spawn(netns: int, run: Callable[[], None]) -> int:
-    """Run in a process that ends with this one."""
+def _spawn(netns: int, run: Callable[[], None], keep: int = 2) -> int:
+    """Run in a process that ends with this one. Of its descriptors only `keep` stays open: others are a fabric's."""
     pid = os.fork()
     if pid == 0:
         try:
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             syscalls.setns(netns, syscalls.CLONE_NEWNET)
+            os.closerange(3, keep)
+            os.closerange(keep + 1, _MOST_DESCRIPTORS)
             run()
         finally:
             os._exit(0)
@@ -62,7 +65,7 @@ def sink(netns: int, port: int) -> Iterator[None]:
                     os._exit(0)
                 connection.close()
 
-    pid = _spawn(netns, run)
+    pid = _spawn(netns, run, told)
     os.close(told)  # so that the read below ends when the process does
     try:
         with os.fdopen(ready, "rb") as pipe:

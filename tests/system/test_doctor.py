@@ -16,6 +16,7 @@ import pytest
 from insula.control import doctor
 from insula.control.tenants import FIRST_ID
 from insula.kernel import features, netlink, nftables, syscalls
+from insula.model.network_settings import NetworkSettings
 from insula.model.views import Check
 from insula.settings import Settings
 from tests.forked import forked
@@ -39,6 +40,15 @@ def test_features_that_the_tests_use_are_found(tmp_path: Path) -> None:
     found = features.probe(tmp_path)
     assert set(found) == set(features.NAMES) == set(doctor._FEATURES)
     assert {name for name in NEEDED if not found[name].works} == set()
+
+
+def test_a_link_is_told_with_what_limits_a_fast_one() -> None:
+    def found(link: str) -> Check:
+        settings = Settings(network=NetworkSettings(link=link))
+        return doctor._link(settings)
+
+    assert (found("10gbit").state, found("10gbit").detail) == ("ok", "10gbit")
+    assert "one lock" in found("25gbit").detail
 
 
 def test_doctor_leaves_nothing(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink import traffic_control as tc
 from insula.kernel.netlink.traffic_control import ClassCounters
+from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
-from insula.model.guarantees import Rate, Shaping
+from insula.model.guarantees import PortRates, Rate, Shaping
+from insula.network.linux.fabric import LinuxFabric
 from insula.network.linux.guarantees import program, tree
 from tests.support.lab import Lab, World, isolated
 from tests.support.load import rates, sink, tcp, udp
@@ -137,6 +139,45 @@ def test_a_change_under_load_loses_no_packet_of_others_and_nothing_is_left_witho
             made.shape(name, None)
         assert made.host.index("lab-out") is made.host.index("lab-in") is None
         assert made.lab.instances["t1", "web"].pings(World.ADDRESS), "the way is open without shaping"
+
+
+@isolated
+def test_the_next_daemon_leaves_everything_in_force_as_it_is() -> None:
+    """Classes, queues and filters are the same ones afterwards, as their counters and numbers tell."""
+    with tenants(2) as made, contextlib.ExitStack() as load:
+        lab, web = made.lab, made.lab.instances["t1", "web"].port
+        own = PortRates(number=0, out=Rate(floor=10 * MBIT, ceiling=30 * MBIT), in_=Rate(ceiling=30 * MBIT))
+        intents = {"t1": Shaping(link=LINK, out=Rate(floor=50 * MBIT), ports={web.index: own}), "t2": floor(20)}
+        for name, shaping in intents.items():
+            made.shape(name, shaping)
+        load.enter_context(udp(made.netns("t1"), World.ADDRESS, SINK, rate=5 * MBIT))
+        before = installed(made)
+        lab.fabric.close()
+        sent = made_again(lab).shaper.counters(made.host, lab.tenants["t1"].index)["out"].bytes
+        for name, shaping in intents.items():
+            made.shape(name, shaping)
+            assert lab.fabric.installed(lab.tenants[name]).drift == []
+        assert installed(made) == before
+        after = lab.fabric.shaper.counters(made.host, lab.tenants["t1"].index)["out"]
+        assert (after.bytes >= sent > 0, after.drops) == (True, 0)
+
+
+def made_again(lab: Lab) -> LinuxFabric:
+    lab.fabric = LinuxFabric(lab.run, "lab", resolvers=())
+    lab.fabric.open()
+    return lab.fabric
+
+
+def installed(made: Tenants) -> list[object]:
+    """The devices with their numbers, and what is on them: a new one has a new number."""
+    found: list[object] = []
+    for name in ("lab-out", "lab-in"):
+        index = made.host.index(name)
+        assert index is not None
+        found += [index, sorted(tc.classes(made.host, index))]
+    with call_in(made.lab.inside("t1"), Rtnl) as inside:
+        found += [(index, kind) for index, kind in tc.kinds(inside) if kind in ("htb", "tbf", "clsact", "bfifo")]
+    return found
 
 
 @isolated

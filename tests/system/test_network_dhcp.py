@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -15,8 +16,10 @@ import pytest
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink.messages import Address
+from insula.kernel.netns import OWN
 from insula.network.addresses import gateway_mac, link_local
 from insula.network.dhcp import frames
+from insula.network.linux.guests import GuestServer
 from tests.support.lab import Instance, eventually, isolated, two_tenants
 from tests.support.policy_lab import policy, policy_lab
 from tests.support.wait import patiently
@@ -292,3 +295,19 @@ def test_a_guest_may_begin_under_a_policy_that_denies_everything() -> None:
         set_in(web, "accept_ra", "2")
         again(web)
         eventually(lambda: has_default_route(web, link_local(gateway_mac(lab.cloud.networks["acme", "net"].index))))
+
+
+@isolated
+def test_the_server_ends_although_a_forked_process_has_its_descriptors() -> None:
+    server = GuestServer()
+    with Rtnl() as rtnl:
+        rtnl.execute(netlink.set_link(1, up=True))
+    netns = os.open(OWN, os.O_RDONLY)
+    server.serve(netns)
+    if (child := os.fork()) == 0:
+        signal.pause()
+    server.close()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    server.serve(netns)
+    server.close()

@@ -203,7 +203,7 @@ class GuestServer:
     def _start(self) -> select.epoll:
         self._poll = select.epoll()
         self._wake, self._woken = os.pipe()
-        self._poll.register(self._wake, select.EPOLLHUP)
+        self._poll.register(self._wake, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, args=[self._poll], name="guests", daemon=True)
         self._thread.start()
         return self._poll
@@ -212,12 +212,13 @@ class GuestServer:
         """End the thread, and close all sockets. `serve` starts it again."""
         if self._poll is None:
             return
-        os.close(self._woken)
+        os.write(self._woken, b"x")  # that it is closed would not do: a forked process may have it, too
         self._thread.join()
         for tenant in [*self._tenants]:
             self.forget(tenant)
         self._poll.close()
         os.close(self._wake)
+        os.close(self._woken)
         self._poll = None
 
     def serve(self, netns: int) -> TenantGuests:
