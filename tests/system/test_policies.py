@@ -159,6 +159,30 @@ def test_bad_rules_are_refused_and_change_nothing(cli: Cli, rule: str, message: 
     assert cli.json("policy", "ls") == []
 
 
+def test_a_change_is_taken_whole_or_not_at_all(cli: Cli) -> None:
+    """Of several rules one is wrong: none is taken, and what is in force stays."""
+    db = run(cli, "db", command=SERVE)
+    run(cli, "web")
+    cli.ok("policy", "create", "db", "--select", "app=db", "--allow", "from:app=web tcp/80")
+    before = cli.json("policy", "show", "db")["policy"]
+    for wrong in ("from:10.0.0.1/8 tcp/80", "from:group:none", "from:network:none tcp/1"):
+        change = ("--allow", "from:app=cron", "--remove", "from:app=web tcp/80", "--allow", wrong)
+        assert cli.run("policy", "update", "db", *change).status == 1
+        assert cli.json("policy", "show", "db")["policy"] == before and fetched(cli, "web", db)
+
+
+def test_what_applies_says_whether_the_resolver_is_open(cli: Cli) -> None:
+    run(cli, "web")
+    cli.ok("policy", "create", "web", "--select", "app=web", "--out")
+    assert "the resolver at the gateway is open" in cli.ok("policy", "show", "--effective", "web")
+    assert cli.run("exec", "web", "timeout", "10", "nslookup", "web").status == 0
+    cli.ok("policy", "update", "web", "--no-dns")
+    assert "policy web" in next(
+        line for line in cli.ok("policy", "show", "--effective", "web").splitlines() if "dns" in line
+    )
+    assert cli.run("exec", "web", "timeout", "5", "nslookup", "web").status != 0
+
+
 def test_the_operators_policies_are_above_and_only_the_operators(cli: Cli) -> None:
     run(cli, "web")
     name = f"company-{cli.tenant}"

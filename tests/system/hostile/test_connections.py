@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 
 import pytest
 
+from insula.kernel.netns import call_in
 from insula.network.addresses import gateway_mac
-from insula.network.linux import rules
+from insula.network.linux import rules, sysctl
+from insula.network.packets import checksum
 from tests.support.frames import ethernet, syn, udp
 from tests.support.lab import Instance, World, eventually, isolated, two_tenants
 from tests.support.wait import patiently
@@ -102,3 +105,23 @@ def test_one_instance_can_not_use_up_its_tenant_s_connections_to_the_outside(few
         assert not web.pings(World.ADDRESS, 0.5), "the control: it has no more"
         assert db.pings(World.ADDRESS) and db.pings(World.ADDRESS6)
         assert cloud.instances["globex", "web"].pings(World.ADDRESS)
+
+
+@isolated
+def test_pings_of_the_gateway_do_not_fill_the_table_either(few: None) -> None:
+    """Each identifier is a connection."""
+    with two_tenants() as cloud:
+        web, db = cloud.instances["acme", "web"], cloud.instances["acme", "db"]
+        for address in ("10.0.0.1", "fd00::1"):
+            six = ":" in address
+            family, protocol = (
+                (socket.AF_INET6, socket.IPPROTO_ICMPV6) if six else (socket.AF_INET, socket.IPPROTO_ICMP)
+            )
+            with web.socket(family, socket.SOCK_RAW, protocol) as sock:
+                for number in range(1000, 1000 + 3 * FEW):
+                    message = struct.pack("!BBHHH", 128 if six else 8, 0, 0, number, 1)
+                    message = message[:2] + struct.pack("!H", 0 if six else checksum(message)) + message[4:]
+                    sock.sendto(message, (address, 0))
+            assert not web.pings(address, 0.5) and db.pings(address), address
+        count = int(call_in(cloud.inside("acme"), lambda: sysctl.read("netfilter/nf_conntrack_count")) or 0)
+        assert FEW < count < 4 * FEW, "the control: some were answered"

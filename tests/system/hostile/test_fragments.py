@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 
+from insula.kernel.netns import call_in
 from insula.network.addresses import gateway_mac
+from insula.network.linux import sysctl
 from tests.support.frames import ethernet, fragment, ipv4, ipv6, udp
 from tests.support.lab import isolated
 from tests.system.hostile.attack import Town, town
@@ -71,6 +74,22 @@ def test_fragments_that_never_become_whole_keep_no_others_from_it() -> None:
                 for client in (third, globex):
                     for address in ("10.0.0.3", "fd00::3"):
                         assert client.pings(address, size=BIG), f"{what}: {client.port.tenant} {address}"
+
+
+@isolated
+def test_without_the_limits_the_fragments_of_others_are_lost() -> None:
+    """The control of the test above."""
+    usual = {"ipv4/ipfrag_high_thresh": str(4 << 20), "ipv4/ipfrag_time": "30"}
+    with town() as here:
+        here.cloud.fabric._tenant(here.cloud.tenants["acme"]).nft.run("flush chain bridge lab pieces")
+        call_in(here.cloud.inside("acme"), lambda: sysctl.write(usual))
+        third, frames = here.cloud.instances["acme", "third"], send(here, pieces4(MANY))
+        assert third.pings("10.0.0.3", size=BIG)
+        with here.web.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("eth0", 0))
+            for frame in frames:
+                sock.send(frame)
+        assert not third.pings("10.0.0.3", 0.5, size=BIG) and third.pings("10.0.0.3")
 
 
 @isolated

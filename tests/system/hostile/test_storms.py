@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Callable
 
+from insula.network.addresses import gateway_mac
 from insula.network.linux import bridge_rules
 from tests.support.frames import BROADCAST, advertisement, arp, ethernet, udp
-from tests.support.lab import Instance, isolated, two_tenants
+from tests.support.lab import SOON, Instance, World, isolated, two_tenants
 from tests.system.hostile.attack import town
 from tests.system.test_network_dhcp import discover, udhcpc
 
@@ -91,3 +93,24 @@ def test_frames_to_one_instance_are_no_storm() -> None:
         sniffer.setsockopt(socket.SOL_SOCKET, 33, _RECEIVED)
         flood(web, ethernet(db.port.mac, web.port.mac, IP, udp("10.0.0.2", "10.0.0.3", mark)))
         assert received(sniffer, mark) > FRAMES * 0.9
+
+
+@isolated
+def test_a_flood_of_packets_of_an_overlay_stays_in_its_network() -> None:
+    """VXLAN from inside, with a frame of another tenant in each packet."""
+    World()
+    with town() as here:
+        theirs = here.cloud.instances["globex", "db"]
+        spies = [here.cloud.instances[tenant, "db"].sniffer() for tenant in here.cloud.tenants]
+        sender = here.cloud.instances["globex", "web"]
+        inner = ethernet(theirs.port.mac, sender.port.mac, IP, udp("10.0.0.2", "10.0.0.3", b"inside"))
+        frames = []
+        for vni in range(1, 4):
+            packet = struct.pack("!II", 0x08000000, vni << 8) + inner
+            for target in ("10.0.0.1", "100.64.0.2", "100.64.0.4", World.ADDRESS):
+                forged = udp("10.0.0.2", target, packet, 4789, 4789)
+                frames.append(ethernet(gateway_mac(1), here.web.port.mac, IP, forged))
+        here.contains("VXLAN", frames)
+        assert not any(spy.sees(b"inside") for spy in spies)
+        sender.send_frame(inner)
+        assert spies[1].sees(b"inside", SOON), "the control"

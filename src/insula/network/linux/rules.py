@@ -98,6 +98,8 @@ table inet {table} {{
         iifname @bridges icmpv6 type nd-router-solicit goto guests
         iifname @bridges udp sport . udp dport {{ 68 . 67, 546 . 547 }} goto guests
         {to_gate}
+        icmp type echo-request iifname @bridges ct state new jump opened
+        icmpv6 type echo-request iifname @bridges ct state new jump opened
         iifname . ip daddr @gateways4 goto services
         iifname . ip6 daddr @gateways6 goto services
         icmp type echo-request meta mark set iifname map @routers ip daddr . meta mark @routed4 accept
@@ -147,10 +149,13 @@ table inet {table} {{
         ct original ip daddr @external4 iifname @bridges oifname @bridges goto judge comment "another network"
         ct original ip6 daddr @external6 iifname @bridges oifname @bridges goto judge
     }}
+    chain opened {{
+        add @connections4 {{ ip saddr ct count over {each} }} drop
+        add @connections6 {{ ip6 saddr ct count over {each} }} drop
+    }}
     chain judge {{
         iifname "{uplink}" ct state new ct count over {connections} drop
-        iifname @bridges ct state new add @connections4 {{ ip saddr ct count over {each} }} drop
-        iifname @bridges ct state new add @connections6 {{ ip6 saddr ct count over {each} }} drop
+        iifname @bridges ct state new jump opened
         oifname "{uplink}" ct state new add @leaving {{ iifname . ether saddr ct count over {each} }} drop
         oifname "{uplink}" ct state new ct count over {connections} drop comment "tenants share the host's table"
         ct direction original iifname "{peering}*" jump from_peer
