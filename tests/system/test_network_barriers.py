@@ -55,13 +55,16 @@ def route_to(cloud: Lab, tenant: int, subnet: str) -> None:
 
 
 def passes(source: Instance, target: Instance, address: str, expected: bool, dscp: int = 0) -> bool:
-    """Whether a datagram arrives; waits shortly for what is not expected."""
+    """Whether a datagram arrives; it is sent again until it does if that is expected, else waited for shortly."""
     sniffer, mark = target.sniffer(), os.urandom(8)
     with source.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         option = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if ":" in address else (socket.IPPROTO_IP, socket.IP_TOS)
         sock.setsockopt(*option, dscp << 2)
-        sock.sendto(mark, (address, 9))
-    seen = sniffer.sees(mark, 5.0 if expected else 0.2)
+        seen = False
+        for _ in range(20 if expected else 1):
+            sock.sendto(mark, (address, 9))
+            if seen := sniffer.sees(mark, patiently(0.5) if expected else 0.2):
+                break
     sniffer.socket.close()
     return seen
 

@@ -46,7 +46,7 @@ ROUTER = {
     "bridge/bridge-nf-call-arptables": "0",
     # a packet outside of the window that the kernel expects is no reason to lose it: instances judge that themselves
     "netfilter/nf_conntrack_tcp_be_liberal": "1",
-    # fragments wait here until their packet is whole: what a port may send in this time (rules.py) takes half of it
+    # fragments wait here until their packet is whole: what a port may send in this time takes half of it
     **{f"ipv4/ipfrag_{name}": value for name, value in _FRAGMENTS.items()},
     **{f"netfilter/nf_conntrack_frag6_{name.replace('time', 'timeout')}": value for name, value in _FRAGMENTS.items()},
 }
