@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from insula.control.declared.kinds.base import (
-    AccessMode,
-    Current,
     DeclaredDocument,
-    DeclaredKind,
     ObjectReference,
     Verbs,
     form_of,
     spec_like,
 )
+from insula.control.declared.kinds.owned import OwnedKind, OwnedVerbs
 from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.authority import Authority
 from insula.control.keys import NETWORKS
 from insula.control.networks.verbs import check_mtu
-from insula.model.errors import NotFound
 from insula.model.views import NetworkPatch, NetworkSpec
 from insula.network.addresses import check_disjoint, parse_subnet
 
@@ -30,33 +27,25 @@ class NetworkDocument(DeclaredDocument, kw_only=True, tag="Network"):
     spec: DeclaredNetwork  # type: ignore[valid-type]
 
 
-class NetworkKind(DeclaredKind):
+class NetworkKind(OwnedKind):
     name = "Network"
     document = NetworkDocument
     spec = DeclaredNetwork
+    keys = NETWORKS
+    family = "network"
     in_place: ClassVar[Sequence[FieldPath]] = [("labels",), ("spec", "outbound")]
+
+    def verbs_of(self, verbs: Verbs) -> OwnedVerbs:
+        return verbs.networks
+
+    def uid(self, found: Any) -> str:
+        return f"{found.index}-{found.created}"
 
     def check(self, ref: ObjectReference, spec: Form, labels: dict[str, str]) -> Form:
         decoded = self.decode(spec)
         subnet6 = str(parse_subnet(decoded.subnet6, 6)) if decoded.subnet6 is not None else None
         check_mtu(decoded.mtu, has_ipv6=subnet6 is not None)
         return {**form_of(decoded), "subnet": str(parse_subnet(decoded.subnet, 4)), "subnet6": subnet6}
-
-    def permission(self, access: AccessMode, tenant: str | None) -> str:
-        return "network.read" if access == "read" else "network.write"
-
-    async def names(self, verbs: Verbs, tenant: str | None) -> Sequence[str]:
-        assert tenant is not None
-        return [network.name for network in await NETWORKS.readable(verbs.networks.context.store, tenant)]
-
-    async def current(self, verbs: Verbs, ref: ObjectReference) -> Current | None:
-        assert ref.tenant is not None
-        try:
-            found = (await verbs.networks.find(ref.tenant, ref.name)).value
-        except NotFound:
-            return None
-        spec = {name: getattr(found, name) for name in DeclaredNetwork.__struct_fields__}
-        return Current({"labels": found.labels, "spec": spec}, f"{found.index}-{found.created}")
 
     async def admit(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
         assert ref.tenant is not None
@@ -77,7 +66,3 @@ class NetworkKind(DeclaredKind):
             await verbs.networks.relabel(ref.tenant, ref.name, after["labels"])
         if before["spec"]["outbound"] != after["spec"]["outbound"]:
             await verbs.networks.update(ref.tenant, ref.name, NetworkPatch(outbound=after["spec"]["outbound"]))
-
-    async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
-        assert ref.tenant is not None
-        await verbs.networks.remove(ref.tenant, ref.name)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from insula.control.declared.kinds.base import (
-    AccessMode,
-    Current,
     DeclaredDocument,
-    DeclaredKind,
     ObjectReference,
     Verbs,
     form_of,
     spec_like,
 )
+from insula.control.declared.kinds.owned import OwnedKind, OwnedVerbs
 from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.authority import Authority
 from insula.control.keys import ROUTERS
-from insula.model.errors import NotFound
 from insula.model.routers import RouterSpec, StaticRoute
 from insula.model.units import check_label
 from insula.network.routes import parse_route
@@ -30,11 +27,20 @@ class RouterDocument(DeclaredDocument, kw_only=True, tag="Router"):
     spec: DeclaredRouter = DeclaredRouter()  # type: ignore[valid-type]
 
 
-class RouterKind(DeclaredKind):
+class RouterKind(OwnedKind):
     name = "Router"
     document = RouterDocument
     spec = DeclaredRouter
+    keys = ROUTERS
+    family = "network"
     in_place: ClassVar[Sequence[FieldPath]] = [("labels",), ("spec", "networks"), ("spec", "routes")]
+
+    def verbs_of(self, verbs: Verbs) -> OwnedVerbs:
+        return verbs.routers
+
+    def spec_of(self, ref: ObjectReference, found: Any) -> Form:
+        spec = {"networks": found.networks, "routes": [form_of(route) for route in found.routes]}
+        return self.check(ref, spec, {})
 
     def check(self, ref: ObjectReference, spec: Form, labels: dict[str, str]) -> Form:
         decoded = self.decode(spec)
@@ -46,22 +52,6 @@ class RouterKind(DeclaredKind):
         networks = (form.get("spec") or {}).get("networks") or []
         return [*super().depends(ref, form), *(ObjectReference("Network", ref.tenant, name) for name in networks)]
 
-    def permission(self, access: AccessMode, tenant: str | None) -> str:
-        return "network.read" if access == "read" else "network.write"
-
-    async def names(self, verbs: Verbs, tenant: str | None) -> Sequence[str]:
-        assert tenant is not None
-        return [router.name for router in await ROUTERS.readable(verbs.routers.context.store, tenant)]
-
-    async def current(self, verbs: Verbs, ref: ObjectReference) -> Current | None:
-        assert ref.tenant is not None
-        try:
-            found = (await verbs.routers.find(ref.tenant, ref.name)).value
-        except NotFound:
-            return None
-        spec = {"networks": found.networks, "routes": [form_of(route) for route in found.routes]}
-        return Current({"labels": found.labels, "spec": self.check(ref, spec, {})}, str(found.created))
-
     async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
         assert ref.tenant is not None
         await verbs.routers.create(ref.tenant, ref.name, *_parts(form), form["labels"])
@@ -69,10 +59,6 @@ class RouterKind(DeclaredKind):
     async def update(self, verbs: Verbs, by: Authority, ref: ObjectReference, before: Form, after: Form) -> None:
         assert ref.tenant is not None
         await verbs.routers.replace(ref.tenant, ref.name, *_parts(after), after["labels"])
-
-    async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
-        assert ref.tenant is not None
-        await verbs.routers.remove(ref.tenant, ref.name)
 
 
 def _parts(form: Form) -> tuple[list[str], list[StaticRoute]]:
