@@ -23,6 +23,7 @@ from insula.control.keys import (
     FLOATING_IPS,
     IMAGES,
     INSTANCES,
+    LOAD_BALANCERS,
     NETWORKS,
     POLICIES,
     PRINCIPALS,
@@ -33,6 +34,7 @@ from insula.control.keys import (
 )
 from insula.model.errors import Failed, QuotaExceeded
 from insula.model.floating_ips import FloatingIp
+from insula.model.load_balancers import LoadBalancer
 from insula.model.objects import Image, ImageConfig, InstanceSpec, Limits, Network, PublishedPort, Resources, Tenant
 from insula.model.policies import AddressGroup, Policy, Selector
 from insula.model.principals import Principal, Token
@@ -228,6 +230,11 @@ async def populate(store: SqliteStore) -> Usage:
         POLICIES.put(Policy(tenant="acme", name="p", select=Selector(), directions=["in"], created=0.0), "acme", "p"),
         ADDRESS_GROUPS.put(AddressGroup(tenant="acme", name="g", cidrs=["10.0.0.0/8"], created=0.0), "acme", "g"),
         FLOATING_IPS.put(floating, "acme", "f"),
+        LOAD_BALANCERS.put(
+            LoadBalancer(tenant="acme", name="l", index=1, listen=[], on=[], reached=[], port=80, created=0.0),
+            "acme",
+            "l",
+        ),
         *(IMAGES.put(each, "acme", each.name) for each in (image("i", x=3, y=4), image("j", y=4))),
         IMAGES.put(image("shared", s=100), "_", "shared"),
         *(PRINCIPALS.put(each, each.tenant or "_", each.name) for each in accounts),
@@ -249,6 +256,7 @@ async def populate(store: SqliteStore) -> Usage:
         address_groups=1,
         published_ports=10,
         floating_ips=1,
+        load_balancers=1,
         images=2,
         image_bytes=7,
         config_bytes=of_images([image("i", x=3, y=4), image("j", y=4)]).config_bytes,

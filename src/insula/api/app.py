@@ -41,6 +41,7 @@ from insula.api.identities import (
 )
 from insula.api.images import ImageRoutes
 from insula.api.instances import InstanceRoutes, list_all_instances, run_attached
+from insula.api.load_balancers import LoadBalancerRoutes
 from insula.api.login import login
 from insula.api.metrics import host_metrics, tenant_metrics
 from insula.api.networks import NetworkRoutes
@@ -151,6 +152,7 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
                     PeeringRoutes,
                     ServiceEndpointRoutes,
                     FloatingIpRoutes,
+                    LoadBalancerRoutes,
                     GuaranteeRoutes,
                     ImageRoutes,
                     InstanceRoutes,

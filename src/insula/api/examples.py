@@ -12,6 +12,15 @@ from insula.model.accounting import InstanceUsage, ReservedTotals, TenantUsage, 
 from insula.model.declared import ApplySpec, DeclaredFile, DeclaredItem
 from insula.model.floating_ips import FloatingIp, FloatingIpPatch, FloatingIpSpec, FloatingIpView
 from insula.model.guarantees import GuaranteePatch, GuaranteeView
+from insula.model.load_balancers import (
+    BackendCheck,
+    BackendView,
+    BalancerAddress,
+    BalancerPort,
+    LoadBalancerPatch,
+    LoadBalancerSpec,
+    LoadBalancerView,
+)
 from insula.model.objects import (
     Exit,
     Image,
@@ -179,6 +188,7 @@ _TOKEN = f"insula_{'0123456789abcdef'}_{'A' * 43}_{'0' * 8}"
 _EXPIRES = _NOW + 30 * 86400
 _DOCUMENT = "apiVersion: insula/v1\nkind: Network\nmetadata: {name: back}\nspec: {subnet: 10.1.0.0/24}\n"
 
+_BACKEND = BackendView(instance="web", address="10.0.0.2", port=8080, state="healthy", reason="it passes its checks")
 _OBJECTS: tuple[msgspec.Struct, ...] = (
     TenantSpec(name="acme", limits=LimitsPatch(cpus=2, memory=4096 * _MIB)),
     LimitsPatch(cpus=4),
@@ -234,6 +244,29 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
         ),
         instance="web",
         target="10.0.0.2",
+    ),
+    LoadBalancerSpec(
+        name="shop",
+        listen=[BalancerPort(port=80)],
+        on=[BalancerAddress(network="default")],
+        port=8080,
+        select=Selector(labels={"app": "shop"}),
+    ),
+    LoadBalancerPatch(health=BackendCheck(kind="http", path="/health")),
+    LoadBalancerView(
+        tenant="acme",
+        name="shop",
+        listen=[BalancerPort(port=80)],
+        on=[BalancerAddress(network="default")],
+        port=8080,
+        select=Selector(labels={"app": "shop"}),
+        instances=[],
+        affinity="none",
+        health=BackendCheck(),
+        labels={},
+        created=_NOW,
+        addresses=["10.0.0.9"],
+        backends=[_BACKEND],
     ),
     PeeringAcceptance(networks=["default"]),
     PeeringView(

@@ -18,6 +18,7 @@ from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredItem
 from insula.model.floating_ips import FloatingIpView
 from insula.model.guarantees import GuaranteeView
+from insula.model.load_balancers import LoadBalancerView
 from insula.model.objects import Exit, Image, Instance, InstanceStatus
 from insula.model.own_views import HIDDEN, OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.peerings import PeeringView
@@ -79,6 +80,7 @@ FREE = (
     PeeringView,
     ServiceEndpoint,
     FloatingIpView,
+    LoadBalancerView,
     GuaranteeView,
     TraceView,
     Authorities,

@@ -39,6 +39,7 @@ TAGS = {
     "policies": "Policies: which connections are allowed",
     "peerings": "Agreements of two tenants that some of their networks reach each other",
     "floating-ips": "External addresses that lead to instances",
+    "load-balancers": "Addresses whose connections are spread over instances",
     "guarantees": "Floors and ceilings of bandwidth, floors of CPU and memory",
     "images": "Images of a tenant, and the shared ones",
     "instances": "Instances, their life cycle, input and output",

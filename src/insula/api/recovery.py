@@ -15,6 +15,7 @@ from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, NotFound
 from insula.model.floating_ips import FloatingIpView
 from insula.model.guarantees import GuaranteeView
+from insula.model.load_balancers import LoadBalancerView
 from insula.model.objects import Image
 from insula.model.peerings import DEFAULT_NAME, PeeringView
 from insula.model.policies import AddressGroup, OperatorPolicy
@@ -55,6 +56,8 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
             or await _created_at(plane, FLOATING_IPS, str(tenant), revision)
         )
         content = await plane.floating_ips.get(str(tenant), name)
+    elif kind is LoadBalancerView:
+        content = await plane.load_balancers.get(str(tenant), request.path_params.get("load_balancer") or named)
     elif kind is PolicyView:
         content = await plane.policies.get(str(tenant), request.path_params.get("policy") or named)
     elif kind is AddressGroup:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from insula.client.guarantees import GuaranteesResource
     from insula.client.host import HostResource
     from insula.client.identities import IdentitiesResource
+    from insula.client.load_balancers import LoadBalancersResource
     from insula.client.networks import NetworksResource
     from insula.client.peerings import PeeringsResource
     from insula.client.policies import AddressGroupsResource, OperatorPoliciesResource, PoliciesResource
@@ -141,6 +142,13 @@ class Client:
         from insula.client.routers import RoutersResource
 
         return RoutersResource(self)
+
+    @property
+    def load_balancers(self) -> LoadBalancersResource:
+        """Load balancers."""
+        from insula.client.load_balancers import LoadBalancersResource
+
+        return LoadBalancersResource(self)
 
     @property
     def floating_ips(self) -> FloatingIpsResource:

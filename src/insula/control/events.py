@@ -23,6 +23,7 @@ from insula.control.keys import (
     FLOATING_IPS,
     IMAGES,
     INSTANCES,
+    LOAD_BALANCERS,
     NETWORKS,
     PEERINGS,
     POLICIES,
@@ -123,6 +124,10 @@ def _floating_ip(event: Event) -> EventDict:
     return _named(FLOATING_IPS, "floating-ip", event)
 
 
+def _load_balancer(event: Event) -> EventDict:
+    return _named(LOAD_BALANCERS, "load-balancer", event)
+
+
 def _image(event: Event) -> EventDict:
     return _named(IMAGES, "image", event)
 
@@ -186,6 +191,7 @@ _RENDERERS = {
     PEERINGS.root: _peering,
     ENDPOINTS.root: _endpoint,
     FLOATING_IPS.root: _floating_ip,
+    LOAD_BALANCERS.root: _load_balancer,
     IMAGES.root: _image,
     INSTANCES.root: _instance,
     STATUS.root: _status,

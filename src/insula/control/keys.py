@@ -10,6 +10,8 @@
 /peerings/TENANT/OTHER/NAME         Peering, once below each of its two tenants
 /endpoints/TENANT/ENDPOINT          ServiceEndpoint
 /floating-ips/TENANT/NAME           FloatingIp
+/load-balancers/TENANT/NAME         LoadBalancer
+/healthy-backends/TENANT/NAME       HealthyBackends of a load balancer: measured
 /guarantees/TENANT/ID               Guarantee of the instance with that ID; ID is "_" for the tenant as a whole
 /floors/_                           FloorGuard
 /images/OWNER/NAME                  Image; OWNER is "_" for shared ones
@@ -38,6 +40,7 @@ from insula.model.declared import ApplySet, SetMember
 from insula.model.external import ExternalClaim
 from insula.model.floating_ips import FloatingIp
 from insula.model.guarantees import FloorGuard, Guarantee
+from insula.model.load_balancers import HealthyBackends, LoadBalancer
 from insula.model.objects import IdempotencyRecord, Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.peerings import Peering
 from insula.model.policies import AddressGroup, OperatorPolicy, Policy
@@ -57,6 +60,8 @@ OPERATOR_POLICIES = Keyspace("/operator-policies", OperatorPolicy, 1)
 PEERINGS = Keyspace("/peerings", Peering, 3)
 ENDPOINTS = Keyspace("/endpoints", ServiceEndpoint, 2)
 FLOATING_IPS = Keyspace("/floating-ips", FloatingIp, 2)
+LOAD_BALANCERS = Keyspace("/load-balancers", LoadBalancer, 2)
+HEALTHY = Keyspace("/healthy-backends", HealthyBackends, 2)
 GUARANTEES = Keyspace("/guarantees", Guarantee, 2)
 FLOOR_GUARDS = Keyspace("/floors", FloorGuard, 1)
 IMAGES = Keyspace("/images", Image, 2)

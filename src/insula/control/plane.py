@@ -37,6 +37,7 @@ from insula.control.instances.verbs import Instances
 from insula.control.isolation_watch import IsolationWatch
 from insula.control.keys import NETWORKS, TENANTS
 from insula.control.networks.address_groups import AddressGroups
+from insula.control.networks.balancer_checks import BalancerChecks
 from insula.control.networks.controller import NetworkController
 from insula.control.networks.endpoints import ServiceEndpoints
 from insula.control.networks.enforcement import Enforcement
@@ -44,6 +45,7 @@ from insula.control.networks.fabrics import open_fabric
 from insula.control.networks.floating_ips import FloatingIps
 from insula.control.networks.guarantees import Guarantees
 from insula.control.networks.intents import Intents
+from insula.control.networks.load_balancers import LoadBalancers
 from insula.control.networks.operator_policies import OperatorPolicies
 from insula.control.networks.overload import OverloadControl
 from insula.control.networks.peerings import Peerings
@@ -69,7 +71,7 @@ _REMOVALS = 8  # instances that are removed at a time
 
 class ControlPlane:
     """The verbs are `tenants`, `identities`, `networks`, `routers`, `peerings`, `endpoints`, `floating_ips`,
-    `guarantees`, `images`,
+    `load_balancers`, `guarantees`, `images`,
     `instances`, `declared`, `stats`, `accounting`, `host`, `tracer` and `events`; see their classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
@@ -77,7 +79,12 @@ class ControlPlane:
         self.settings = context.settings
         self.context = context
         self.tasks, self.managed = Tasks(), ManagedInstances(complete=not shared)
-        intents = Intents(context, lambda tenant: ((m.instance, m.active) for m in self.managed.of(tenant)))
+        self.balancer_checks = BalancerChecks(context, self.tasks, lambda name: self.network_controller.nudge(name))
+        intents = Intents(
+            context,
+            lambda tenant: ((m.instance, m.active) for m in self.managed.of(tenant)),
+            self.balancer_checks,
+        )
         self.network_controller = NetworkController(context, intents, self.tasks)
         ports = Ports(context, self.network_controller)
         self.identity_cache = IdentityCache(context)
@@ -91,6 +98,7 @@ class ControlPlane:
         self.peerings = Peerings(context, self.tenants, self.network_controller)
         self.endpoints = ServiceEndpoints(context, self.tenants, self.network_controller)
         self.floating_ips = FloatingIps(context, self.tenants, self.network_controller)
+        self.load_balancers = LoadBalancers(context, self.tenants, self.network_controller)
         self.guarantees = Guarantees(context, self.tenants, self.network_controller)
         enforcement = Enforcement(context, self.network_controller, intents)
         self.policies = Policies(context, self.tenants, enforcement)
@@ -106,6 +114,7 @@ class ControlPlane:
             self.networks,
             self.routers,
             self.floating_ips,
+            self.load_balancers,
             self.guarantees,
             self.policies,
             self.address_groups,
@@ -164,6 +173,7 @@ class ControlPlane:
         self._loaded = await load(self.context, self.instance_controller)
         self.context.preparing.update({tenant.name: asyncio.Event() for tenant in self._loaded.tenants})
         await self.accounting.accounts.load()
+        await self.balancer_checks.load()
         self.network_controller.know(self._loaded.tenants)
         if not self.context.unreadable:
             await self.network_controller.sweep(self._loaded.tenants)
@@ -230,6 +240,8 @@ class ControlPlane:
         )
         for peering in await self.peerings.list(name):
             await gone(self.peerings.end(name, peering.peer, peering.name))
+        for balancer in await self.load_balancers.list(name):
+            await gone(self.load_balancers.remove(name, balancer.name))
         for floating in await self.floating_ips.list(name):
             await gone(self.floating_ips.release(name, floating.floating_ip.name))
         for router in await self.routers.list(name):

@@ -38,6 +38,7 @@ from insula.control.keys import (
     IMAGES,
     INSTANCES,
     LEDGERS,
+    LOAD_BALANCERS,
     MEMBERS,
     NETWORKS,
     PEERINGS,
@@ -193,8 +194,8 @@ class Tenants:
         return made.value
 
     async def remove(self, name: str) -> None:
-        """Remove a tenant. Conflict while it has instances, floating addresses, routers, networks or own images; Denied
-        for the default one."""
+        """Remove a tenant. Conflict while it has instances, load balancers, floating addresses, routers, networks or
+        own images; Denied for the default one."""
         found = await self.check_removable(name)
         tenant, store, ended = found.value, self.context.store, list[Peering]()
 
@@ -231,6 +232,7 @@ class Tenants:
         store = self.context.store
         kinds = (
             ("instances", INSTANCES),
+            ("load balancers", LOAD_BALANCERS),
             ("floating addresses", FLOATING_IPS),
             ("routers", ROUTERS),
             ("networks", NETWORKS),

@@ -8,10 +8,10 @@ from insula.model.objects import Struct
 
 
 class ExternalClaim(Struct, kw_only=True):
-    """The user of a range of ports of an external address: an instance that publishes them, or a floating address that
-    is attached to one, which has all its ports. `id` is the instance's."""
+    """The user of a range of ports of an external address: an instance that publishes them, a load balancer, or a
+    floating address that is attached to an instance, which has all its ports. `id` is the instance's."""
 
     tenant: str
-    kind: Literal["instance", "floating-ip"]
+    kind: Literal["instance", "floating-ip", "load-balancer"]
     name: str
     id: str

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         address_groups: int | None = None
         published_ports: int | None = None
         floating_ips: int | None = None
+        load_balancers: int | None = None
         images: int | None = None
         image_bytes: int | None = None
         config_bytes: int | None = None

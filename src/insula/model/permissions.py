@@ -71,6 +71,8 @@ TABLE = (
     _permission(
         "floating-ip.write", "tenant", "operator admin member", "allocate, attach and release floating addresses"
     ),
+    _permission("load-balancer.read", "tenant", _ALL, "see load balancers and their backends"),
+    _permission("load-balancer.write", "tenant", "operator admin member", "create, change and remove load balancers"),
     _permission("guarantee.read", "tenant", _ALL, "see floors and ceilings"),
     _permission("guarantee.write", "tenant", "operator admin member", "set floors and ceilings of instances"),
     _permission("image.read", "tenant", _ALL, "see images"),

@@ -108,6 +108,7 @@ TABLE = (
     Quota("address_groups", "store", "", 100, "address groups", "address groups"),
     Quota("published_ports", "store", "", 50_000, "published ports", "ports of the host that lead to its instances"),
     Quota("floating_ips", "store", "", 10, "floating addresses", "floating addresses"),
+    Quota("load_balancers", "store", "", 20, "load balancers", "load balancers"),
     Quota("images", "store", "", 1000, "images", "names of images of its own"),
     Quota("image_bytes", "store", "bytes", 500 * GIB, "images", "content of its images, shared parts once"),
     Quota("config_bytes", "store", "bytes", 32 << 20, "configurations", "records of its images, for each name"),

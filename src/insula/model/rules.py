@@ -141,6 +141,8 @@ MAX_TMPFS_MODE = 0o1777
 MAX_MOUNTS = 100
 MAX_PORT = 65535
 MAX_PUBLISHED = 256
+MAX_LISTENERS = 16  # ports, and addresses, of a load balancer
+MAX_BACKENDS = 128  # of a load balancer
 MIN_LOG, MAX_LOG = 4096, 1 << 40
 MAX_LOG_FILES = 1000
 MAX_HOSTS = 256
@@ -154,6 +156,9 @@ MAX_TIME = 1e10  # seconds since the epoch, in the year 2286: logs have nanoseco
 MAX_STOP_TIMEOUT = 86_400.0
 MIN_CHECK, MAX_CHECK = 1.0, 86_400.0  # seconds between health checks
 MAX_CHECK_RETRIES = 1000
+CHECK_PATH = "/[\\x21-\\x7e]*"
+MAX_CHECK_PATH = 256
+MAX_THRESHOLD = 10
 MAX_RESTARTS = 1_000_000
 
 

@@ -9,6 +9,7 @@ one after another. They raise Unavailable before `open` and after `close` or `te
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -397,6 +398,9 @@ class Fabric(Protocol):
 
     def entries(self, tenants: Sequence[Tenant]) -> Mapping[str, Entries]:
         """Return the addresses by which packets from outside come to these tenants, by name."""
+
+    def router_socket(self, tenant: Tenant, version: Literal[4, 6]) -> socket.socket:
+        """Return a TCP socket of the tenant's router, which reaches its instances. NotFound without a router."""
 
     def outside_view(self) -> OutsideView:
         """Return what the outside sees of this host itself."""

@@ -6,6 +6,7 @@ from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredItem
 from insula.model.floating_ips import FloatingIpView
 from insula.model.guarantees import GuaranteeView
+from insula.model.load_balancers import LoadBalancerView
 from insula.model.objects import Exit, Image
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.peerings import PeeringView
@@ -65,6 +66,8 @@ ENDPOINT = of(ServiceEndpoint)
 ENDPOINTS = many(ENDPOINT)
 FLOATING_IP = of(FloatingIpView)
 FLOATING_IPS = many(FLOATING_IP)
+LOAD_BALANCER = of(LoadBalancerView)
+LOAD_BALANCERS = many(LOAD_BALANCER)
 GUARANTEE = of(GuaranteeView)
 GUARANTEES = many(GUARANTEE)
 IMAGE = of(Image)

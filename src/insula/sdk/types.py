@@ -42,6 +42,7 @@ class LimitOptions(TypedDict, total=False):
     address_groups: int | None
     published_ports: int | None
     floating_ips: int | None
+    load_balancers: int | None
     images: int | None
     image_bytes: int | None
     config_bytes: int | None

@@ -52,11 +52,11 @@ def dial(namespace: str, address: str, port: int, timeout: float = 5.0) -> socke
     return sock
 
 
-def page(namespace: str, address: str, port: int, timeout: float = 5.0) -> str:
+def page(namespace: str, address: str, port: int, timeout: float = 5.0, path: str = "/") -> str:
     """The page that is served there; "" if none is."""
     try:
         with dial(namespace, address, port, timeout) as sock:
-            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             answer = b""
             while more := sock.recv(4096):
                 answer += more

@@ -149,6 +149,13 @@ KINDS = {
         lambda client, tenant, n: client.floating_ips.allocate(tenant),
         lambda client, tenant: len(client.floating_ips.list(tenant)),
     ),
+    "load_balancers": StoredKind(
+        MOST,
+        lambda client, tenant, n: client.load_balancers.create(
+            tenant, f"lb{n}", [{"protocol": "tcp", "port": 30_000 + n}], [{}]
+        ),
+        lambda client, tenant: len(client.load_balancers.list(tenant)),
+    ),
     "images": StoredKind(
         MOST,
         lambda client, tenant, n: client.images.tag(tenant, "busybox", f"i{n}"),

@@ -27,6 +27,7 @@ LEFT_OUT = {"/v1/events", "/"}
 OF_TWO = ("/peerings/", "/endpoints/")
 """Parts of paths of what two tenants have agreed on; test_peerings is about these."""
 NAMES = {"network": "default", "router": "router", "policy": "policy", "group": "group", "instance": "web"}
+NAMES |= {"floating_ip": "none", "load_balancer": "shop"}
 """What is there for the parameters of paths."""
 
 
@@ -38,6 +39,8 @@ def targets(tmp_path_factory: pytest.TempPathFactory, houses: Houses, people: Pe
     people.operator.routers.create(tenant, "router", ["default"])
     people.operator.policies.create(tenant, "policy", {"labels": {"app": "nobody"}}, ["in"])
     people.operator.address_groups.create(tenant, "group", ["203.0.113.0/24"])
+    unchecked = {"instances": ["web"], "health": {"kind": "none"}}
+    people.operator.load_balancers.create(tenant, "shop", [{"port": 80}], [{"network": "default"}], **unchecked)
     people.operator.guarantees.set(tenant, None, ceiling_out=10_000_000_000)
     people.operator.guarantees.set(tenant, "web", ceiling_out=10_000_000_000)
     found = []

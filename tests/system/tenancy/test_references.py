@@ -225,6 +225,8 @@ def tidy(world: World) -> None:
             with suppress(InsulaError):
                 remove(world.acme, name)
         with suppress(InsulaError):
+            world.operator.load_balancers.remove(world.acme, name)
+        with suppress(InsulaError):
             world.operator.identities.remove_service_account(world.acme, name)
 
 

@@ -182,6 +182,8 @@ def _values(kind: tuple[str, ...] | str, given: _Words) -> list[str]:
             found = [view["router"]["name"] for view in client.routers.list(tenant)]
         elif kind == "floating-ip":
             found = [view["floating_ip"]["name"] for view in client.floating_ips.list(tenant)]
+        elif kind == "load-balancer":
+            found = [view["name"] for view in client.load_balancers.list(tenant)]
         elif kind == "image":
             found = [image["name"].removesuffix(":latest") for image in client.images.list(tenant)]
         else:

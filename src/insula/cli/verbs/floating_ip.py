@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from insula.cli.connection import connect
-from insula.cli.options import Arguments, Command, Option
+from insula.cli.options import Arguments, Command, Option, choice
 from insula.cli.output import age, clean, listing, print_json
 from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
@@ -92,7 +92,13 @@ COMMANDS = {
         "[NAME]",
         [
             Option("--address", "this address of the pool, by default a free one", "ADDRESS"),
-            Option("--family", "ipv4, which is the default, or ipv6", "FAMILY", complete=("ipv4", "ipv6")),
+            Option(
+                "--family",
+                "ipv4, which is the default, or ipv6",
+                "FAMILY",
+                parse=choice("ipv4", "ipv6"),
+                complete=("ipv4", "ipv6"),
+            ),
             Option("--attach", "attach it to an instance, by its port on a network", "INSTANCE[:NETWORK]"),
             Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
         ],

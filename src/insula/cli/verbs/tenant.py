@@ -99,6 +99,7 @@ def show(arguments: Arguments) -> int:
         "labels": [f"{label}={value}" for label, value in tenant["labels"].items()],
         "networks": [each["network"]["name"] for each in client.networks.list(arguments.name)],
         "routers": [each["router"]["name"] for each in client.routers.list(arguments.name)],
+        "load balancers": [each["name"] for each in client.load_balancers.list(arguments.name)],
         "floating addresses": [each["floating_ip"]["name"] for each in client.floating_ips.list(arguments.name)],
         "instances": [each["instance"]["name"] for each in client.instances.list(arguments.name)],
     }

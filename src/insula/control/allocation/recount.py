@@ -21,6 +21,7 @@ from insula.control.keys import (
     FLOATING_IPS,
     IMAGES,
     INSTANCES,
+    LOAD_BALANCERS,
     NETWORKS,
     POLICIES,
     PRINCIPALS,
@@ -48,6 +49,7 @@ async def recount(store: Store, tenant: str, before: Usage | None = None) -> Usa
         _of_policies,
         _of_address_groups,
         _of_floating_ips,
+        _of_load_balancers,
         _of_images,
         _of_principals,
     ):
@@ -83,6 +85,10 @@ async def _of_address_groups(store: Store, tenant: str) -> Usage:
 
 async def _of_floating_ips(store: Store, tenant: str) -> Usage:
     return Usage(floating_ips=len(await FLOATING_IPS.list(store, tenant)))
+
+
+async def _of_load_balancers(store: Store, tenant: str) -> Usage:
+    return Usage(load_balancers=len(await LOAD_BALANCERS.list(store, tenant)))
 
 
 async def _of_images(store: Store, tenant: str) -> Usage:
@@ -161,6 +167,7 @@ _COUNTS = {
     _of_policies: ("policies",),
     _of_address_groups: ("address_groups",),
     _of_floating_ips: ("floating_ips",),
+    _of_load_balancers: ("load_balancers",),
     _of_images: ("images", "image_bytes", "config_bytes"),
     _of_principals: ("service_accounts", "tokens"),
 }

@@ -268,9 +268,9 @@ async def respecify(
     return await guarded(context.store, tenant, attempt)
 
 
-async def delete_instance(context: Context, instance: Instance, accounts: Accounts) -> None:
+async def delete_instance(context: Context, instance: Instance, accounts: Accounts) -> bool:
     """Delete the instance from the store, with its status, its reservations and its part of the usage, and detach its
-    floating addresses. What it has used is moved to the tenant's ledger.
+    floating addresses. What it has used is moved to the tenant's ledger. Return whether packets from outside led to it.
 
     This is not durable. If a power failure undoes it, the instance is removed again: its removal is desired, which is
     durable, or its start is over, as the record in its directory says. So the directory may be removed only after
@@ -279,9 +279,10 @@ async def delete_instance(context: Context, instance: Instance, accounts: Accoun
     tenant, name = instance.tenant, instance.name
     own = [each for port in instance.ports for each in port_reservations(port)]
 
-    async def attempt(guard: Found[Usage]) -> None:
+    async def attempt(guard: Found[Usage]) -> bool:
         usage = subtract(guard.value, of_instance(instance.spec, instance.config))
         floating = FLOATING_IPS.sort_out((await context.store.list(FLOATING_IPS.prefix(tenant))).entries)[0]
+        detaching = detached([each.value for each in floating], instance.id)
         await context.store.transact(
             [Compare(USAGE.key(tenant), guard.revision)],
             [
@@ -293,11 +294,13 @@ async def delete_instance(context: Context, instance: Instance, accounts: Accoun
                 await ledger_with(context.store, tenant, usage, used),
                 *(reservation.delete() for reservation in own),
                 *released(instance),
-                *detached([each.value for each in floating], instance.id),
+                *detaching,
             ],
             durable=False,
         )
+        return bool(detaching or instance.spec.published)
 
     async with accounts.closing(tenant, instance.id) as used:
-        await guarded(context.store, tenant, attempt)
+        led = await guarded(context.store, tenant, attempt)
     context.allocators.release(own)
+    return led

@@ -363,6 +363,7 @@ class Lifecycle:
         observed, status = managed.observed or Observed("none"), managed.status
         if status.state != "exited" or status.exit != ended:
             self.statuses.set(managed, self._after(managed, observed, ended))
+            self.ports.networks.changed(managed.tenant.name)
         if not managed.ended.done():
             managed.ended.set_result(ended)
         if not managed.instance.spec.remove:  # else its end is not stored
@@ -415,15 +416,15 @@ class Lifecycle:
         managed.gone = True  # from now on no status is stored
         try:
             await self.statuses.saved(managed)
-            await delete_instance(self.context, managed.instance, self.accounts)
+            led = await delete_instance(self.context, managed.instance, self.accounts)
         except BaseException:
             managed.gone = False
             raise
         self.context.problems.solved(records_of(managed))
         self.managed.remove(managed)
         managed.vanished.set()
-        if managed.instance.ports:
-            self.ports.networks.nudge_outside(managed.tenant.name)
+        if led:
+            self.ports.networks.nudge(managed.tenant.name)
         for attachment in managed.waiting:
             attachment.fail(NotFound(f"instance {managed.instance.name} was removed"))
         instance = managed.instance

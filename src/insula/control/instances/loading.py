@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ from insula.control.keys import (
     FLOATING_IPS,
     GUARANTEES,
     INSTANCES,
+    LOAD_BALANCERS,
     NETWORKS,
     PEERINGS,
     ROUTERS,
@@ -41,6 +42,9 @@ from insula.store.typed import Found, Keyspace
 
 log = logging.getLogger("insula.reconcile")
 T = TypeVar("T")
+_OF_NETWORKS: Sequence[Keyspace[Any]] = (
+    *(NETWORKS, ROUTERS, PEERINGS, ENDPOINTS, GUARANTEES, FLOATING_IPS, LOAD_BALANCERS),
+)
 
 
 class Leftovers(NamedTuple):
@@ -63,41 +67,12 @@ async def load(context: Context, controller: InstanceController) -> Loaded:
     """Add every instance of this host to the controller."""
     store = context.store
     projects = await reserved_projects(context)  # before the instances, of which each was stored with its ID
-    (
-        entries,
-        statuses,
-        networks,
-        routers,
-        peerings,
-        endpoints,
-        guarantees,
-        floating,
-        usages,
-        tenants,
-    ) = await asyncio.gather(
-        *(
-            store.list(kind.prefix_all())
-            for kind in (
-                INSTANCES,
-                STATUS,
-                NETWORKS,
-                ROUTERS,
-                PEERINGS,
-                ENDPOINTS,
-                GUARANTEES,
-                FLOATING_IPS,
-                USAGE,
-                TENANTS,
-            )
-        )
+    entries, statuses, usages, tenants = await asyncio.gather(
+        *(store.list(kind.prefix_all()) for kind in (INSTANCES, STATUS, USAGE, TENANTS))
     )
     owners = {found.value.name: found.value for found in _whole(context, TENANTS, tenants)}
-    _whole(context, NETWORKS, networks)
-    _whole(context, ROUTERS, routers)
-    _whole(context, PEERINGS, peerings)
-    _whole(context, ENDPOINTS, endpoints)
-    _whole(context, GUARANTEES, guarantees)
-    _whole(context, FLOATING_IPS, floating)
+    for kind in _OF_NETWORKS:
+        _whole(context, kind, await store.list(kind.prefix_all()))
     _whole(context, USAGE, usages, needed=False)
     known, old = {}, list[ManagedInstance]()
     for entry in statuses.entries:

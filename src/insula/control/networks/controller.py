@@ -21,6 +21,7 @@ from insula.control.keys import (
     ENDPOINTS,
     FLOATING_IPS,
     GUARANTEES,
+    LOAD_BALANCERS,
     NETWORKS,
     PEERINGS,
     POLICIES,
@@ -73,7 +74,10 @@ class NetworkController:
 
     async def begin(self, revision: int) -> None:
         """Reconcile all tenants, and from now on each one that changes in the store after `revision`."""
-        kinds = (TENANTS, NETWORKS, ROUTERS, POLICIES, ADDRESS_GROUPS, PEERINGS, ENDPOINTS, GUARANTEES, FLOATING_IPS)
+        kinds = (
+            *(TENANTS, NETWORKS, ROUTERS, POLICIES, ADDRESS_GROUPS, PEERINGS, ENDPOINTS, GUARANTEES),
+            *(FLOATING_IPS, LOAD_BALANCERS),
+        )
         for prefix in [kind.prefix_all() for kind in kinds]:
             self._watching.append(self._tasks.spawn(self._watch(prefix, revision)))
         await self.resync()
@@ -104,9 +108,9 @@ class NetworkController:
         if not managed.busy:
             managed.worker = self._tasks.spawn(self._work(name, managed))
 
-    def nudge_outside(self, name: str) -> None:
-        """Have packets from outside lead to an instance no more that is gone, if they may have led to it."""
-        if name in self.intents.outside:
+    def changed(self, name: str) -> None:
+        """An instance of this tenant has started or ended, or has other labels: balancers may have other backends."""
+        if name in self.intents.balanced:
             self.nudge(name)
 
     def started(self, name: str) -> None:
@@ -114,6 +118,7 @@ class NetworkController:
         floors = self.intents.floors.get(name)
         if floors and any(each.cpus or each.memory for each in floors.instances.values()):
             self.nudge(name)
+        self.changed(name)
 
     async def converged(self, name: str) -> Errors:
         """Wait until this tenant's state matches the store as it is now. Return the failures by part.

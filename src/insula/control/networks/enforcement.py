@@ -23,6 +23,7 @@ class Enforcement:
 
         If that fails, `undo` takes the change back in the store; then what was in force before is again.
         """
+        self.controller.changed(tenant)
         try:
             await asyncio.shield(asyncio.ensure_future(self._enforce(tenant)))
         except BaseException:

@@ -90,11 +90,11 @@ class External:
         released = [EXTERNAL.delete(*parts) for parts in old]
         if not new:
             return ClaimPlan((), released)
-        for one, other in combinations(wanted, 2):
-            if one.overlaps(other):
-                raise Invalid(f"{one} is given twice", "publish each port once")
         guard = await self.context.store.get(GUARD)
         floating = await self._floating()
+        for one, other in combinations(wanted, 2):
+            if one.overlaps(other, floating):
+                raise Invalid(f"{one} is given twice", "publish each port once")
         await self._check_host(owner, new, floating)
         await self._check_free(owner, new, old, floating)
         used = {each.address: floating[each.address] for each in new if each.address in floating}

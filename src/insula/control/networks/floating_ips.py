@@ -186,7 +186,10 @@ class FloatingIps:
             users = [each for each in await self.external.users(address) if each.kind != KIND]
             if users:
                 names = ", ".join(sorted({f"{each.kind} {each.name}" for each in users})[:3])
-                raise Conflict(f"floating address {name} is used by {names}", "withdraw the ports first")
+                raise Conflict(
+                    f"floating address {name} is used by {names}",
+                    "withdraw the ports, or remove the load balancer, first",
+                )
             await self.context.store.transact(
                 [unchanged, USAGE.unchanged(usage, tenant), FLOATING_IPS.unchanged(found, tenant, name)],
                 [

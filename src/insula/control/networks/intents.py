@@ -11,6 +11,7 @@ from insula.control.keys import (
     ENDPOINTS,
     FLOATING_IPS,
     GUARANTEES,
+    LOAD_BALANCERS,
     NETWORKS,
     OPERATOR_POLICIES,
     PEERINGS,
@@ -18,6 +19,8 @@ from insula.control.keys import (
     ROUTERS,
     TENANTS,
 )
+from insula.control.networks.backends import backends_of, listeners_of
+from insula.control.networks.balancer_checks import BalancerChecks
 from insula.control.networks.floating_views import view_of
 from insula.control.networks.shaping import floors_of, has_floors, shaping_of
 from insula.model.errors import NotFound
@@ -27,6 +30,7 @@ from insula.model.peerings import Peering, PeeringSide
 from insula.model.policies import Policy, Selector
 from insula.model.service_endpoints import ServiceEndpoint
 from insula.network.intent import (
+    BalancerIntent,
     ConsumedService,
     FloatingIntent,
     Forward,
@@ -45,18 +49,28 @@ from insula.store.typed import DecodedObjects
 class Intents:
     """Builder of intents. `instances` returns a tenant's instances on this host, each with whether it runs; the name of
     a running instance resolves. `seen` maps tenants to the revision of the store that their last intent was built from.
-    `floors` are the CPUs and the memory that they were promised then. `outside` are the tenants that offered something
-    to the outside.
+    `floors` are the CPUs and the memory that they were promised then. `balanced` are the tenants that had load
+    balancers.
     """
 
-    def __init__(self, context: Context, instances: Callable[[str], Iterable[tuple[Instance, bool]]]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        instances: Callable[[str], Iterable[tuple[Instance, bool]]],
+        checks: BalancerChecks,
+    ) -> None:
         self.context = context
+        self.checks = checks
         self.seen: dict[str, int] = {}
         self.floors: dict[str, Floors] = {}
-        self.outside: set[str] = set()
+        self.balanced: set[str] = set()
         self._instances = instances
         self._policies = DecodedObjects(POLICIES)
         self._link: int | None = None  # the bandwidth of this host; measured again while it isn't known
+
+    def instances(self, name: str) -> Iterable[tuple[Instance, bool]]:
+        """The tenant's instances on this host, each with whether it runs."""
+        return self._instances(name)
 
     async def build(self, name: str) -> TenantIntent | None:
         """The tenant's intent, or None if there is no such tenant. The caller holds the tenant's lock, so that of two
@@ -67,7 +81,8 @@ class Intents:
         if (found := await TENANTS.get(store, name)) is None:
             self.seen.pop(name, None)
             self.floors.pop(name, None)
-            self.outside.discard(name)
+            self.balanced.discard(name)
+            self.checks.forget(name)
             return None
         listed = GUARANTEES.sort_out((await store.list(GUARANTEES.prefix_all())).entries)[0]
         guarantees, link = [each.value for each in listed], await self.link()
@@ -76,8 +91,8 @@ class Intents:
         instances = list(self._instances(name))
         here = [instance for instance, _ in instances]
         self.floors[name] = floors_of(found.value, guarantees, here)
-        outside = await self._outside(name, here)
-        (self.outside.add if outside.forwards or outside.floating else self.outside.discard)(name)
+        outside = await self._outside(found.value, instances)
+        (self.balanced.add if outside.balancers else self.balanced.discard)(name)
         return TenantIntent(
             tenant=found.value,
             networks=[each.value for each in NETWORKS.sort_out(snapshot.entries)[0]],
@@ -91,12 +106,26 @@ class Intents:
             complete=not self.context.unreadable,
         )
 
-    async def _outside(self, name: str, here: Sequence[Instance]) -> OutsideIntent:
+    async def _outside(self, tenant: Tenant, instances: Sequence[tuple[Instance, bool]]) -> OutsideIntent:
         """What the tenant offers to the outside, by its instances on this host."""
-        floating = [view_of(each, here) for each in await FLOATING_IPS.readable(self.context.store, name)]
+        store, here = self.context.store, [instance for instance, _ in instances]
+        addresses = {each.name: each for each in await FLOATING_IPS.readable(store, tenant.name)}
+        floating = [view_of(each, here) for each in addresses.values()]
+        balancers = await LOAD_BALANCERS.readable(store, tenant.name)
+        backends = {each.name: backends_of(each, instances) for each in balancers}
+        self.checks.watch(tenant, [(each, backends[each.name]) for each in balancers])
         return OutsideIntent(
             forwards=[each for instance in here for each in _forwards(instance)],
             floating=[FloatingIntent(address=each.floating_ip.address, target=each.target) for each in floating],
+            balancers=[
+                BalancerIntent(
+                    index=each.index,
+                    listeners=list(listeners_of(each, addresses)),
+                    backends=[b.end for b in backends[each.name] if b.end and self.checks.passes(each, b)],
+                    affinity=each.affinity == "source",
+                )
+                for each in balancers
+            ],
         )
 
     async def policy(self, name: str) -> tuple[Tenant, PolicyIntent]:

@@ -14,7 +14,7 @@ from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, retried, turn
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels, cli_command
-from insula.control.keys import INSTANCES, NETWORKS, ROUTERS, TENANTS, USAGE
+from insula.control.keys import INSTANCES, LOAD_BALANCERS, NETWORKS, ROUTERS, TENANTS, USAGE
 from insula.control.networks.controller import Errors, NetworkController
 from insula.control.networks.peering_records import check_beyond, refuse_if_peered
 from insula.control.networks.ports import Ports
@@ -205,6 +205,10 @@ class Networks:
                 if name in router.networks:
                     leave = cli_command(tenant, f"router update {router.name} --leave {name}")
                     raise Conflict(f"network {name} is joined by router {router.name}", f"{leave} takes it out")
+            for balancer in await LOAD_BALANCERS.list(self.context.store, tenant):
+                if any(each.network == name for each in balancer.on):
+                    lb = cli_command(tenant, f"lb rm {balancer.name}")
+                    raise Conflict(f"network {name} has the load balancer {balancer.name}", f"{lb} removes it")
             await refuse_if_peered(self.context.store, tenant, name)
             await self.context.store.transact(
                 [NETWORKS.unchanged(found, tenant, name), USAGE.unchanged(guard, tenant)],

@@ -15,6 +15,7 @@ from insula.sdk._async.http import AsyncHTTPSTransport, AsyncUnixTransport
 from insula.sdk._async.identities import AsyncIdentityOperations
 from insula.sdk._async.images import AsyncImageOperations
 from insula.sdk._async.instances import AsyncInstanceOperations
+from insula.sdk._async.load_balancers import AsyncLoadBalancerOperations
 from insula.sdk._async.networks import AsyncNetworkOperations
 from insula.sdk._async.peerings import AsyncPeeringOperations
 from insula.sdk._async.policies import (
@@ -51,6 +52,7 @@ class AsyncInsula:
         self.peerings = AsyncPeeringOperations(caller)
         self.endpoints = AsyncServiceEndpointOperations(caller)
         self.floating_ips = AsyncFloatingIpOperations(caller)
+        self.load_balancers = AsyncLoadBalancerOperations(caller)
         self.images = AsyncImageOperations(caller)
         self.instances = AsyncInstanceOperations(caller)
         self.identities = AsyncIdentityOperations(caller)

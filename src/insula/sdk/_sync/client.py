@@ -15,6 +15,7 @@ from insula.sdk._sync.http import HTTPSTransport, UnixTransport
 from insula.sdk._sync.identities import IdentityOperations
 from insula.sdk._sync.images import ImageOperations
 from insula.sdk._sync.instances import InstanceOperations
+from insula.sdk._sync.load_balancers import LoadBalancerOperations
 from insula.sdk._sync.networks import NetworkOperations
 from insula.sdk._sync.peerings import PeeringOperations
 from insula.sdk._sync.policies import (
@@ -49,6 +50,7 @@ class Insula:
         self.peerings = PeeringOperations(caller)
         self.endpoints = ServiceEndpointOperations(caller)
         self.floating_ips = FloatingIpOperations(caller)
+        self.load_balancers = LoadBalancerOperations(caller)
         self.images = ImageOperations(caller)
         self.instances = InstanceOperations(caller)
         self.identities = IdentityOperations(caller)

@@ -21,6 +21,7 @@ from insula.control.instances.verbs import Instances
 from insula.control.networks.address_groups import AddressGroups
 from insula.control.networks.floating_ips import FloatingIps
 from insula.control.networks.guarantees import Guarantees
+from insula.control.networks.load_balancers import LoadBalancers
 from insula.control.networks.policies import Policies
 from insula.control.networks.routers import Routers
 from insula.control.networks.verbs import Networks
@@ -69,6 +70,7 @@ class Verbs:
     networks: Networks
     routers: Routers
     floating_ips: FloatingIps
+    load_balancers: LoadBalancers
     guarantees: Guarantees
     policies: Policies
     address_groups: AddressGroups

@@ -14,6 +14,7 @@ from insula.control.declared.kinds.floating_ip import FloatingIpKind
 from insula.control.declared.kinds.guarantee import GuaranteeKind
 from insula.control.declared.kinds.identities import BindingKind, ServiceAccountKind, UserKind
 from insula.control.declared.kinds.instance import InstanceKind
+from insula.control.declared.kinds.load_balancer import LoadBalancerKind
 from insula.control.declared.kinds.network import NetworkKind
 from insula.control.declared.kinds.policy import AddressGroupKind, PolicyKind
 from insula.control.declared.kinds.router import RouterKind
@@ -32,6 +33,7 @@ KINDS: Mapping[str, DeclaredKind] = {
         PolicyKind(),
         InstanceKind(),
         FloatingIpKind(),
+        LoadBalancerKind(),
         GuaranteeKind(),
     )
 }

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
+from typing import Literal
 
 from insula.kernel.netlink import Rtnl, host_routes, maps
 from insula.kernel.netlink.conntrack import ConntrackSocket, Match, to
@@ -22,7 +24,7 @@ from insula.model.objects import Tenant
 from insula.network.fabric import Entries, OutsideView
 from insula.network.intent import TenantIntent
 from insula.network.linux import sysctl
-from insula.network.linux.calls import Calls, about_host
+from insula.network.linux.calls import Calls, about_host, no_namespace
 from insula.network.linux.drift import rule_drift
 from insula.network.linux.naming import Naming
 from insula.network.linux.outside import elements, rules
@@ -230,7 +232,21 @@ class HasOutside:
     """The part of a fabric that shows what the outside sees of the host."""
 
     _calls: Calls
+    naming: Naming
     _outside: HostOutside | None = None
+
+    @about_host
+    def router_socket(self, tenant: Tenant, version: Literal[4, 6]) -> socket.socket:
+        """Return a TCP socket in the tenant's namespace. NotFound without one."""
+        try:
+            netns = os.open(self.naming.namespace(tenant.name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise no_namespace(tenant) from None
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        try:
+            return call_in(netns, lambda: socket.socket(family, socket.SOCK_STREAM))
+        finally:
+            os.close(netns)
 
     @about_host
     def outside_view(self) -> OutsideView:
