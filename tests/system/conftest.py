@@ -110,6 +110,8 @@ def tenants(daemon: Daemon, request: pytest.FixtureRequest) -> Iterator[TenantFa
                 cli.ok("image", "rm", image["name"])
         for view in cli.json("peer", "ls"):
             cli.ok("peer", "end", view["peer"], "--name", view["name"])
+        for view in cli.json("lb", "ls"):
+            cli.ok("lb", "rm", view["name"])
         for view in cli.json("router", "ls"):
             cli.ok("router", "rm", view["router"]["name"])
         for view in cli.json("network", "ls"):

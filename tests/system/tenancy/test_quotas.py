@@ -177,6 +177,8 @@ def test_removals_give_everything_back(host: Daemon, operator: Client, houses: d
             operator.images.remove(tenant, image["name"])
         for view in operator.policies.list(tenant):
             operator.policies.remove(tenant, view["policy"]["name"])
+        for balancer in operator.load_balancers.list(tenant):
+            operator.load_balancers.remove(tenant, balancer["name"])
         for floating in operator.floating_ips.list(tenant):
             operator.floating_ips.release(tenant, floating["floating_ip"]["name"])
         for group in operator.address_groups.list(tenant):

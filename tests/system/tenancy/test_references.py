@@ -34,6 +34,7 @@ BODIES = {  # in place of the description's example, which names what is not the
     "run": {"image": "busybox", "command": ["true"], "networks": [{"network": "default"}]},
     "create_router": {"name": "another", "networks": [OWN]},
     "update_router": {"join": [OWN]},
+    "create_load_balancer": {"name": "another", "listen": [{"port": 80}], "on": [{"network": OWN}], "instances": [OWN]},
     "tag": {"source": OWN, "name": "another"},
     "pull": {"reference": "127.0.0.1:1/x", "insecure": True},
     "push": {"name": "busybox", "reference": "127.0.0.1:1/x", "insecure": True},
