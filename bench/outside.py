@@ -1,4 +1,5 @@
-"""Published ports: how long 20,000 take to publish, and throughput and connections beside plain nftables DNAT.
+"""Published ports and balancers: how long 20,000 ports take to publish, and one backend more or less of a balancer;
+throughput and connections beside plain nftables DNAT.
 
     python -m bench.outside          as root; prints medians and ratios
 
@@ -47,6 +48,24 @@ def publishing(lab: Lab) -> None:
             lab.apply("acme", outside=OutsideIntent(forwards=[Forward(published=published, addresses=to)]))
             took.append(time.perf_counter() - started)
         print(f"publish {name:14} {1000 * statistics.median(took):8.1f} ms, with the whole of apply")
+
+
+def rebalancing(lab: Lab) -> None:
+    """The time of `Fabric.apply` when one backend of a balancer fails, and when it is back."""
+    for count in (2, 10, 100):
+        backends = [(f"10.0.0.{2 + number}", 90) for number in range(count)]
+
+        def apply(some: list[tuple[str, int]]) -> float:
+            listeners = [BalancerListener(address=None, port=8091)]
+            balancer = BalancerIntent(index=1, listeners=listeners, backends=some)
+            started = time.perf_counter()
+            lab.apply("acme", outside=OutsideIntent(balancers=[balancer]))
+            return time.perf_counter() - started
+
+        apply(backends)
+        pairs = [(apply(backends[1:]), apply(backends)) for _ in range(ROUNDS)]
+        out, back = (1000 * statistics.median(each) for each in zip(*pairs, strict=True))
+        print(f"one of {count:3} backends fails {out:6.1f} ms, is back {back:6.1f} ms, with the whole of apply")
 
 
 def sink(instance: Instance, port: int) -> None:
@@ -126,7 +145,9 @@ def measure() -> None:
     lab.tenant("acme")
     lab.network("acme", subnet6="fd00::/64")
     web = lab.instance("acme", "web")
+    lab.instance("acme", "client")
     publishing(lab)
+    rebalancing(lab)
     sink(web, 90)
     peer = Instance()
     plain(peer)
@@ -135,11 +156,19 @@ def measure() -> None:
     balancer = BalancerIntent(
         index=1, listeners=[BalancerListener(address=None, port=8091)], backends=[(web.port.address, 90)]
     )
-    lab.apply("acme", outside=OutsideIntent(forwards=[forward], balancers=[balancer]))
+    inner = BalancerListener(address="10.0.0.200", port=8092, network="net")
+    internal = BalancerIntent(index=2, listeners=[inner], backends=[(web.port.address, 90)])
+    lab.apply("acme", outside=OutsideIntent(forwards=[forward], balancers=[balancer, internal]))
     client, host = world.instance, World.HOST
 
     def per_byte(port: int) -> Callable[[], float]:
         return lambda: throughput(client, host, port)
+
+    def directly() -> float:
+        return connecting(lab.instances["acme", "client"], web.port.address, 90)
+
+    def by_balancer() -> float:
+        return connecting(lab.instances["acme", "client"], "10.0.0.200", 8092)
 
     def per_connection(port: int) -> Callable[[], float]:
         return lambda: connecting(client, host, port)
@@ -147,6 +176,9 @@ def measure() -> None:
     compare("throughput, Gbyte/s", 1e9, per_byte(8090), per_byte(9090))
     compare("connections/s", 1, per_connection(8090), per_connection(9090))
     compare("balancer, connections/s", 1, per_connection(8091), per_connection(9090))
+    pairs = [(by_balancer(), directly()) for _ in range(ROUNDS)]
+    one, other = (statistics.median(each) for each in zip(*pairs, strict=True))
+    print(f"inside, connections/s: by a balancer {one:.0f}, directly {other:.0f}, ratio {one / other:.2f}")
 
 
 if __name__ == "__main__":
