@@ -47,10 +47,10 @@ class TenantGuests:
     def __init__(self, netns: int) -> None:
         self.sockets: list[tuple[socket.socket, Callable[[bytes, int, str], None]]] = []
         self._ports: dict[int, tuple[Network, Port]] = {}  # by index
-        self._by_mac: Mapping[tuple[int, str], tuple[Network, Port]] = {}  # by the index of the bridge
+        self._by_mac: dict[tuple[int, str], tuple[Network, Port]] = {}  # by the index of the bridge
+        self._of_instance: dict[str, dict[int, Port]] = {}  # by name, and index
         self._routers: Mapping[str, tuple[Router, list[Network]]] = {}
         self._networks: Mapping[int, Network] = {}  # by the index of the bridge
-        self._first: set[int] = set()  # indices of the first port of each instance
         self._advertised: dict[int, float] = {}
         call_in(netns, self._open)
 
@@ -90,27 +90,40 @@ class TenantGuests:
             for name in router.networks
         }
         self._networks = {naming.bridge_index(network.index): network for network in named.values()}
-        self._ports = {port.index: (named[port.network], port) for port in ports if port.network in named}
-        self._index()
+        known = [port for port in ports if port.network in named]
+        for index in self._ports.keys() - {port.index for port in known}:
+            self._forget(index)
+        for port in known:
+            self.add(named[port.network], port)
         self._join()
 
     def add(self, network: Network, port: Port) -> None:
         """Add a port that has been plugged."""
-        self._ports[port.index] = network, port
-        self._index()
+        if self._ports.get(port.index) != (network, port):
+            self._forget(port.index)
+            self._ports[port.index] = network, port
+            self._of_instance.setdefault(port.instance, {})[port.index] = port
+        self._by_mac[naming.bridge_index(network.index), port.mac] = network, port
 
     def remove(self, port: Port) -> None:
         """Remove a port that has been unplugged."""
-        if self._ports.pop(port.index, None):
-            self._index()
+        self._forget(port.index)
 
-    def _index(self) -> None:
-        known = [*self._ports.values()]
-        self._by_mac = {(naming.bridge_index(network.index), port.mac): (network, port) for network, port in known}
-        first: dict[str, Port] = {}
-        for _, port in known:
-            first[port.instance] = min(first.get(port.instance, port), port, key=_number)
-        self._first = {port.index for port in first.values()}
+    def _forget(self, index: int) -> None:
+        if (found := self._ports.pop(index, None)) is None:
+            return
+        network, port = found
+        key = naming.bridge_index(network.index), port.mac
+        if self._by_mac.get(key) == found:  # another port may have the address by now
+            del self._by_mac[key]
+        beside = self._of_instance[port.instance]
+        del beside[index]
+        if not beside:
+            del self._of_instance[port.instance]
+
+    def _is_first(self, port: Port) -> bool:
+        """Whether it is the instance's first port. Runs beside changes."""
+        return port.index == min([*self._of_instance.get(port.instance, {}).values(), port], key=_number).index
 
     def _join(self) -> None:
         """Receive what is sent to all DHCPv6 servers of each network."""
@@ -125,7 +138,7 @@ class TenantGuests:
             return None
         network, port = found
         router, joined = self._routers.get(network.name, (None, []))
-        return lease_of(network, port, router, joined, port.index in self._first)
+        return lease_of(network, port, router, joined, self._is_first(port))
 
     # -- messages ------------------------------------------------------------------------------------------------
 

@@ -127,13 +127,13 @@ class InstalledPolicy:
     def _without(self, member: PolicyMember) -> PolicyChange:
         have, mine = self._known(), elements.addresses_of(member.addresses)
         mine = {**mine, elements.GUARDED: {elements.device(member.device)}}
-        wanted = {name: {k: v for k, v in have[name].items() if k not in keys} for name, keys in mine.items()}
+        gone = {name: {key: have[name][key] for key in keys if key in have[name]} for name, keys in mine.items()}
         if self._last is not None:
             for devices in self._last.devices.values():
                 devices.discard(member.device)
         if self._compiler is not None:
             self._compiler.population.discard(member)
-        return self._change(have, wanted)
+        return self._change(gone, {name: {} for name in gone})._replace(instead=gone)
 
     def commit(self, requests: Sequence[Request], change: PolicyChange, *, restricts: bool = False) -> None:
         """Carry out requests and a change of policies as one transaction. Open connections are judged anew if it
@@ -186,7 +186,7 @@ class InstalledPolicy:
             if number in self._last.enforced["in"].isolated:
                 wanted[elements.GUARDED][elements.device(member.device)] = b""
         population.add(member)
-        return self._change(have, {name: have[name] | some for name, some in wanted.items()})
+        return self._change_of(have, wanted)
 
     def audited(self) -> list[CountedFlow]:
         """Return the flows that were counted for policies in audit."""
@@ -215,6 +215,11 @@ class InstalledPolicy:
         if self._installed is None:
             self._installed = elements.read(self._nftables, self._table)
         return self._installed
+
+    def _change_of(self, have: SetContents, wanted: SetContents) -> PolicyChange:
+        """Return the change of some elements; others of these sets stay, and are not looked at."""
+        before = {name: {key: have[name][key] for key in some if key in have[name]} for name, some in wanted.items()}
+        return self._change(before, wanted)._replace(instead=before)
 
     def _change(self, have: SetContents, wanted: SetContents) -> PolicyChange:
         requests = elements.changes(self._table, have, wanted)
