@@ -56,6 +56,9 @@ _RECORDED: Final = (
     (_GETRULE, _NEWRULE, {1, 2, 4, 7}),  # names, expressions, user data
 )
 
+_DUMPS = 10
+"""How often a long dump is repeated at most."""
+
 
 class ElementCounter(NamedTuple):
     """The counter of a set's element: what has matched it since it was added. `comment` is that of the element."""
@@ -91,9 +94,18 @@ class NftablesSocket(NetlinkSocket):
                 yield packed
 
     def listed(self, family: str, table: str, name: str) -> list[bytes]:
-        """Return the elements of a set or map, as packed lists of them; none if it is missing. NetlinkError."""
+        """Return the elements of a set or map, as packed lists of them; none if it is missing. NetlinkError.
+
+        The kernel resizes a hash table some milliseconds after it has grown. A dump of several messages that goes on
+        meanwhile leaves elements out, or has them twice. So a long one is repeated until two have the same size.
+        """
         try:
-            answers = self.dump(_GETSETELEM, _set(family, table, name))
+            answers, size = self.dump(_GETSETELEM, _set(family, table, name)), -1
+            for _ in range(_DUMPS):
+                if len(answers) < 2 or sum(map(len, answers)) == size:
+                    break
+                size = sum(map(len, answers))
+                answers = self.dump(_GETSETELEM, _set(family, table, name))
         except NetlinkError as error:
             if error.errno == errno.ENOENT:
                 return []
