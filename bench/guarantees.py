@@ -144,7 +144,7 @@ def _changes(bench: Bench, contest: Contest) -> Table:
         table.rows.append(_row(f"unused bandwidth is shared ({control})", values))
     table.rows.append(_row("floors hold after a flood of datagrams began", contained))
     table.rows.append(_row("the same with a flood from another host", _from_another_host(bench)))
-    table.notes.append("BBR sends more only after it has probed for it, eight round trips later")
+    table.notes.append("with BBR it may take longer: it sends more only after it has probed for it")
     table.notes.append(f"in steps of {STEP * 1e3:.0f} ms: 0 is within the first")
     return table
 

@@ -1,10 +1,7 @@
 """Published ports and balancers: how long 20,000 ports take to publish, and one backend more or less of a balancer;
 throughput and connections beside plain nftables DNAT.
 
-    python -m bench.outside          as root; prints medians and ratios
-
-Everything is in network namespaces of its own. The peer is what one would write by hand: a veth pair, and one rule.
-Both ways are measured in turns, since the machine is noisy.
+The peer is what one would write by hand: a veth pair, and one rule. The host of both is a namespace of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +11,11 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import msgspec
+
+from bench.lib import Bench, Table
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
@@ -28,30 +28,51 @@ from tests.support.lab import Instance, Lab, World, isolated
 ROUNDS = 7
 BYTES = 256 << 20
 CONNECTIONS = 1000
+Row = Sequence[str]
 
 
-def publishing(lab: Lab) -> None:
+def measure(bench: Bench) -> list[Table]:
+    file = bench.scratch / "outside.json"
+    rounds = 2 if bench.quick else ROUNDS
+
+    def measured() -> None:
+        file.write_bytes(msgspec.json.encode(_rows(rounds)))
+
+    isolated(measured)()
+    changes, ways = msgspec.json.decode(file.read_bytes(), type=tuple[list[Row], list[Row]])
+    first = Table("Published ports and balancers: changes, with the whole of `Fabric.apply`", ["change", "ms"], changes)
+    second = Table("Published ports and balancers: packets", ["way", "Insula", "peer", "ratio"], ways)
+    second.notes.append(
+        "the peer is a DNAT rule to an instance; inside a network it is a connection without a balancer"
+    )
+    return [first, second]
+
+
+def publishing(lab: Lab, rounds: int) -> list[Row]:
     """The time of `Fabric.apply` with and without a range of 20,000 ports."""
+    rows: list[Row] = []
     to = addresses(lab.instances["acme", "web"].port)
     equal = PublishedPort(port=20000, target=20000, count=20000)
     shifted = PublishedPort(port=20000, target=10000, count=20000)
     one = PublishedPort(port=80, target=80)
     for name, published in (
-        ("one port", one),
-        ("20,000 equal", equal),
-        ("shifted", shifted),
+        ("one port is published", one),
+        ("20,000 ports, to the same ones", equal),
+        ("20,000 ports, to others", shifted),
     ):
         took = []
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             lab.apply("acme", outside=OutsideIntent())
             started = time.perf_counter()
             lab.apply("acme", outside=OutsideIntent(forwards=[Forward(published=published, addresses=to)]))
             took.append(time.perf_counter() - started)
-        print(f"publish {name:14} {1000 * statistics.median(took):8.1f} ms, with the whole of apply")
+        rows.append([name, f"{1000 * statistics.median(took):.1f}"])
+    return rows
 
 
-def rebalancing(lab: Lab) -> None:
+def rebalancing(lab: Lab, rounds: int) -> list[Row]:
     """The time of `Fabric.apply` when one backend of a balancer fails, and when it is back."""
+    rows: list[Row] = []
     for count in (2, 10, 100):
         backends = [(f"10.0.0.{2 + number}", 90) for number in range(count)]
 
@@ -63,9 +84,10 @@ def rebalancing(lab: Lab) -> None:
             return time.perf_counter() - started
 
         apply(backends)
-        pairs = [(apply(backends[1:]), apply(backends)) for _ in range(ROUNDS)]
+        pairs = [(apply(backends[1:]), apply(backends)) for _ in range(rounds)]
         out, back = (1000 * statistics.median(each) for each in zip(*pairs, strict=True))
-        print(f"one of {count:3} backends fails {out:6.1f} ms, is back {back:6.1f} ms, with the whole of apply")
+        rows += [[f"one of {count} backends fails", f"{out:.1f}"], ["the same is back", f"{back:.1f}"]]
+    return rows
 
 
 def sink(instance: Instance, port: int) -> None:
@@ -133,21 +155,20 @@ def plain(peer: Instance) -> None:
         )
 
 
-def compare(what: str, unit: float, ours: Callable[[], float], theirs: Callable[[], float]) -> None:
-    pairs = [(ours(), theirs()) for _ in range(ROUNDS)]
+def compare(what: str, unit: float, rounds: int, ours: Callable[[], float], theirs: Callable[[], float]) -> Row:
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
     one, other = (statistics.median(each) for each in zip(*pairs, strict=True))
-    print(f"{what:28} {one / unit:9.2f}, plain DNAT {other / unit:9.2f}, ratio {one / other:.2f}")
+    return [what, f"{one / unit:.2f}", f"{other / unit:.2f}", f"{one / other:.2f}"]
 
 
-@isolated
-def measure() -> None:
+def _rows(rounds: int) -> tuple[list[Row], list[Row]]:
+    """The rows of both tables, measured in this network namespace."""
     world, lab = World(), Lab()
     lab.tenant("acme")
     lab.network("acme", subnet6="fd00::/64")
     web = lab.instance("acme", "web")
     lab.instance("acme", "client")
-    publishing(lab)
-    rebalancing(lab)
+    changes = [*publishing(lab, rounds), *rebalancing(lab, rounds)]
     sink(web, 90)
     peer = Instance()
     plain(peer)
@@ -173,13 +194,9 @@ def measure() -> None:
     def per_connection(port: int) -> Callable[[], float]:
         return lambda: connecting(client, host, port)
 
-    compare("throughput, Gbyte/s", 1e9, per_byte(8090), per_byte(9090))
-    compare("connections/s", 1, per_connection(8090), per_connection(9090))
-    compare("balancer, connections/s", 1, per_connection(8091), per_connection(9090))
-    pairs = [(by_balancer(), directly()) for _ in range(ROUNDS)]
-    one, other = (statistics.median(each) for each in zip(*pairs, strict=True))
-    print(f"inside, connections/s: by a balancer {one:.0f}, directly {other:.0f}, ratio {one / other:.2f}")
-
-
-if __name__ == "__main__":
-    measure()
+    return changes, [
+        compare("published port, Gbyte/s", 1e9, rounds, per_byte(8090), per_byte(9090)),
+        compare("published port, connections/s", 1, rounds, per_connection(8090), per_connection(9090)),
+        compare("balancer, connections/s", 1, rounds, per_connection(8091), per_connection(9090)),
+        compare("balancer inside a network, connections/s", 1, rounds, by_balancer, directly),
+    ]

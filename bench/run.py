@@ -20,7 +20,7 @@ from tests.support.peers import Host, Missing
 
 SECTIONS = (
     *("launch", "steps", "runtimes", "burst", "scale", "start", "commands", "api", "memory", "network", "ports"),
-    *("overlay", "guarantees", "policy", "verify", "accounting", "revocation", "names", "stalls"),
+    *("outside", "overlay", "guarantees", "policy", "verify", "accounting", "revocation", "names", "stalls"),
 )
 REPORT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
