@@ -10,10 +10,20 @@ import pytest
 from insula.kernel.netlink import Rtnl
 from insula.model.errors import Invalid, NotFound
 from insula.model.guarantees import PortRates, Rate, Shaping
-from insula.model.policies import Policy, PolicyRule, PortMatch, Selector
+from insula.model.objects import PublishedPort
+from insula.model.policies import AnyPeer, Policy, PolicyRule, PortMatch, Selector
 from insula.model.routers import Router, StaticRoute
 from insula.model.tracing import TraceView
-from insula.network.intent import PolicyIntent, TenantIntent
+from insula.network.intent import (
+    BalancerIntent,
+    BalancerListener,
+    FloatingIntent,
+    Forward,
+    OutsideIntent,
+    PolicyIntent,
+    TenantIntent,
+)
+from insula.network.linux.state import addresses
 from insula.network.linux.tenant import TenantNamespace
 from insula.network.trace import live, parse, trace
 from tests.support.lab import Lab, World, isolated, two_tenants
@@ -118,6 +128,40 @@ def test_an_instance_of_a_peer_has_the_name_that_it_has_there() -> None:
     assert traced(cloud, "fd00:1::9", "app.globex.peer").allowed, "by its IPv6 address"
     with pytest.raises(NotFound, match=r"no instance 'spy\.globex\.peer"):
         traced(cloud, "web", "spy.globex.peer")
+
+
+@isolated
+def test_what_leads_from_the_outside_is_named() -> None:
+    World()
+    with two_tenants() as cloud:
+        web, db = (cloud.instances["acme", name].port for name in ("web", "db"))
+        denied = traced(cloud, "outside", "web")
+        nothing = "no published port, floating address or load balancer leads there from the outside"
+        assert not denied.allowed and denied.steps == [nothing]
+        published = PublishedPort(port=8080, target=80, count=3)
+        listener = BalancerListener(address=None, port=9000)
+        outside = OutsideIntent(
+            forwards=[Forward(published=published, addresses=addresses(web))],
+            floating=[FloatingIntent(address="203.0.113.50", target=db.address)],
+            balancers=[BalancerIntent(index=1, listeners=[listener], backends=[(web.address or "", 90)])],
+        )
+        rule = PolicyRule(direction="in", peers=[AnyPeer()], ports=[PortMatch(protocol="tcp", port=82)])
+        intent = cloud.intent("acme", outside=outside)
+        assert not cloud.fabric.apply(intent)
+        for service, words in (("tcp/81", "port 8081 of the host is published"), ("tcp/90", "a load balancer at port")):
+            found = of_intent(cloud, intent, "outside", "web", service)
+            assert found.allowed and found.wanted and found.steps[0].startswith(words), found.steps
+        assert not of_intent(cloud, intent, "outside", "web", "tcp/83").allowed
+        floating = of_intent(cloud, intent, "outside", "db", "udp/7")
+        assert floating.allowed and floating.steps[0] == "the floating address 203.0.113.50 leads to it"
+        out = of_intent(cloud, intent, "db", "outside", "tcp/443")
+        assert out.allowed and "becomes the floating address 203.0.113.50" in out.steps[1]
+        policy = Policy(tenant="acme", name="only-82", select=Selector(), directions=["in"], rules=[rule], created=0.0)
+        intent = msgspec.structs.replace(intent, policy=PolicyIntent(policies=[policy], labels={}))
+        assert not cloud.fabric.apply(intent)
+        refused = of_intent(cloud, intent, "outside", "web", "tcp/81")
+        assert not refused.allowed and not refused.wanted and "policy only-82" in refused.steps[-1]
+        assert of_intent(cloud, intent, "outside", "web", "tcp/82").allowed
 
 
 @isolated

@@ -18,6 +18,7 @@ from insula.model.tracing import TraceRule, TraceView
 from insula.model.units import shorten
 from insula.network import policy_model
 from insula.network.endpoints import port_name
+from insula.network.entrances import Entrance, entrances
 from insula.network.fabric import Fabric
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.delivery import NetworkPlace, PacketSource
@@ -143,12 +144,13 @@ def trace(
     """Follow the packet, and explain it. `running` are the indices of the ports that are plugged. With `rules` the
     installed rules that decided are told, too."""
     entries = fabric.entries([intent.tenant])[intent.tenant.name]
+    entrance = _entrance(fabric, intent, asked)
     model = ReferenceModel(intent, asked.version, fabric.reserved, running, entries)
-    ways = _follow(fabric, intent, asked, model)
+    ways = _follow(fabric, intent, asked, model, entrance)
     refused = _refused_beyond(intent, asked)
     allowed = _passes(ways, asked) and not refused
-    wanted = _is_wanted(model, asked) and not refused
-    steps = [*_explained(intent, asked, model)]
+    wanted = _is_wanted(model, asked, entrance) and not refused
+    steps = [*_explained(intent, asked, model, entrance)]
     stopped = [end for end in (asked.source, asked.target) if end.port and end.port.index not in running]
     steps += [f"{end.words} does not run" for end in stopped]
     at_host = len(ways) > 1 and asked.source.port is not None
@@ -178,7 +180,17 @@ def trace(
     )
 
 
-def _follow(fabric: Fabric, intent: TenantIntent, asked: TraceRequest, model: ReferenceModel) -> list[TracedWay]:
+def _entrance(fabric: Fabric, intent: TenantIntent, asked: TraceRequest) -> Entrance | None:
+    """What leads from the outside to the target; None if nothing does, or the packet comes from elsewhere."""
+    if asked.source.name not in ("outside", "host") or not asked.target.port or asked.port is None:
+        return None
+    entries = fabric.entries([intent.tenant])[intent.tenant.name]
+    return next(entrances(intent.outside, entries, asked.target.address, asked.protocol, asked.port), None)
+
+
+def _follow(
+    fabric: Fabric, intent: TenantIntent, asked: TraceRequest, model: ReferenceModel, entrance: Entrance | None
+) -> list[TracedWay]:
     """Follow the packet through the tenant's part, and through the host before or after it."""
     tenant, source, target = intent.tenant, int(ip_address(asked.source.address)), int(ip_address(asked.target.address))
     service = _one_service(asked)
@@ -192,22 +204,28 @@ def _follow(fabric: Fabric, intent: TenantIntent, asked: TraceRequest, model: Re
     found: list[TracedWay] = []
     if place.kind == "uplink":
         outer = packet._replace(source=PacketSource(NetworkPlace("outside"), sender.address))
+        if entrance:
+            service = _one_service(asked, entrance.port)
+            outer = outer._replace(target=int(ip_address(entrance.address)), service=service)
+            packet = packet._replace(target=int(ip_address(entrance.inner)), service=service)
         found.append(fabric.trace_host(tenant, outer))
         if not any(end.kind == "tenant" for end in found[0].ends):
             return found
     found.append(fabric.trace(tenant, intent, packet))
-    if any(end.kind == "uplink" for end in found[-1].ends):
-        outer = packet._replace(source=PacketSource(NetworkPlace("tenant", tenant.name), None))
+    if leaving := next((end for end in found[-1].ends if end.kind in ("uplink", "untranslated")), None):
+        own = _atom(leaving.address) if leaving.address else None  # a floating address, which the host leaves as it is
+        outer = packet._replace(source=PacketSource(NetworkPlace("tenant", tenant.name), own))
         found.append(fabric.trace_host(tenant, outer))
     return found
 
 
-def _one_service(asked: TraceRequest) -> Service:
+def _one_service(asked: TraceRequest, external: int | None = None) -> Service:
+    """The packet's service; `external` is the port outside that is translated to the one that was asked for."""
     zero = NumberRange(0, 0)
     if asked.protocol == "icmp":
         number, echo = ICMP if asked.version == 4 else ICMPV6, ECHO[asked.version]
         return Service(NumberRange(number, number), None, NumberRange(echo, echo), zero)
-    number, port = _NUMBERS[asked.protocol], asked.port or 0
+    number, port = _NUMBERS[asked.protocol], external or asked.port or 0
     return Service(NumberRange(number, number), NumberRange(_SOURCE_PORT, _SOURCE_PORT), NumberRange(port, port))
 
 
@@ -237,7 +255,7 @@ def _refused_beyond(intent: TenantIntent, asked: TraceRequest) -> str | None:
     return None
 
 
-def _is_wanted(model: ReferenceModel, asked: TraceRequest) -> bool:
+def _is_wanted(model: ReferenceModel, asked: TraceRequest, entrance: Entrance | None) -> bool:
     """Whether the packet should come anywhere, by the intent."""
     source, target = int(ip_address(asked.source.address)), int(ip_address(asked.target.address))
     space = Space(1, [NumberRange(target, target)], [_one_service(asked)])
@@ -249,6 +267,9 @@ def _is_wanted(model: ReferenceModel, asked: TraceRequest) -> bool:
         sender = PacketSource(NetworkPlace("peer", peer), NumberRange(source, source))
         return any(model.of_peer(space, [sender]).permitted.values())
     sender = PacketSource(NetworkPlace("uplink"), NumberRange(source, source))
+    if entrance:
+        inner = int(ip_address(entrance.inner))
+        space = Space(1, [NumberRange(inner, inner)], [_one_service(asked, entrance.port)])
     return any(model.of_uplink(space, [sender]).permitted.values())
 
 
@@ -274,11 +295,13 @@ def live(fabric: Fabric, intent: TenantIntent, asked: TraceRequest, ports: Seque
 # -- the reasons -----------------------------------------------------------------------------------------------------
 
 
-def _explained(intent: TenantIntent, asked: TraceRequest, model: ReferenceModel) -> Iterator[str]:
+def _explained(
+    intent: TenantIntent, asked: TraceRequest, model: ReferenceModel, entrance: Entrance | None
+) -> Iterator[str]:
     networks = {network.name: network for network in intent.networks}
     if asked.source.port:
         yield f"{asked.source.words} is on network {asked.source.port.network}"
-    path, open_ = _path(intent, asked, networks, model)
+    path, open_ = ([entrance.words], True) if entrance else _path(intent, asked, networks, model)
     yield from path
     if not open_:
         return
@@ -300,7 +323,7 @@ def _path(
     if source is None:
         peer = model.peer_at(_atom(asked.source.address))
         if peer is None:
-            return ["nothing outside of the tenant may open connections to it"], False
+            return ["no published port, floating address or load balancer leads there from the outside"], False
         return [f"{asked.source.words} is in a network of {peer}, which this tenant has a peering with"], True
     if there == source.network:
         return [f"{asked.target.words} is on the same network"], True
@@ -323,7 +346,9 @@ def _path(
             return [f"router {router.name} has a route to {route.destination} via {route.next_hop}"], True
     if networks[source.network].outbound != "nat":
         return [f"network {source.network} has no way out"], False
-    return [f"network {source.network} has a way out, where the source address becomes the host's (NAT)"], True
+    floating = [each.address for each in intent.outside.floating if each.target == asked.source.address]
+    becomes = f"the floating address {floating[0]}" if floating else "the host's"
+    return [f"network {source.network} has a way out, where the source address becomes {becomes} (NAT)"], True
 
 
 def _atom(address: str) -> NumberRange:
