@@ -192,6 +192,12 @@ def test_the_operators_policies_are_above_and_only_the_operators(cli: Cli) -> No
         assert "deny" in shown and "to:10.0.0.0/8 tcp/22" in shown
         assert name in cli.ok("policy", "ls", "--operator")
         assert name not in cli.ok("policy", "show", "--effective", "web"), "the tenant does not have the label"
+        assert "nothing to change" in cli.fails("policy", "update", name, "--operator")
+        assert "no --audit" in cli.run("policy", "update", name, "--operator", "--audit").err
+        cli.ok("policy", "update", name, "--operator", "--rule", "pass to:any tcp/23", "--priority", "7")
+        changed = cli.json("policy", "show", name, "--operator")
+        assert changed["priority"] == 7 and [rule["action"] for rule in changed["rules"]] == ["pass"]
+        assert changed["tenants"]["labels"] == {"none": "such"}, "what is not given stays"
     finally:
         cli.ok("policy", "rm", name, "--operator")
 

@@ -14,6 +14,7 @@ from insula.model.policy_views import (
     AddressGroupPatch,
     AddressGroupSpec,
     EffectivePolicies,
+    OperatorPolicyPatch,
     OperatorPolicySpec,
     PolicyPatch,
     PolicySpec,
@@ -107,6 +108,12 @@ class OperatorPolicyRoutes(Controller):
     @get("/{policy:str}", summary="Show a policy of the operator", permission="operator-policy.read")
     async def get_operator_policy(self, plane: Plane, policy: Name) -> OperatorPolicy:
         return await plane.operator_policies.get(policy)
+
+    @patch("/{policy:str}", summary="Change a policy of the operator", permission="operator-policy.write")
+    async def update_operator_policy(
+        self, plane: Plane, policy: Name, data: JSONBody[OperatorPolicyPatch]
+    ) -> OperatorPolicy:
+        return await plane.operator_policies.update(policy, data)
 
     @delete("/{policy:str}", summary="Remove a policy of the operator", permission="operator-policy.write")
     async def remove_operator_policy(self, plane: Plane, policy: Name) -> None:

@@ -63,7 +63,7 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
     elif kind is AddressGroup:
         content = await plane.address_groups.get(str(tenant), request.path_params.get("group") or named)
     elif kind is OperatorPolicy:
-        content = await plane.operator_policies.get(named)
+        content = await plane.operator_policies.get(request.path_params.get("policy") or named)
     elif kind is PeeringView:
         peer, peering = (request.path_params.get(each) for each in ("peer", "peering"))
         name = str(peering or body.get("name") or DEFAULT_NAME)

@@ -87,6 +87,10 @@ class OperatorPoliciesResource:
         body = {"name": name, "rules": [*rules], "tenants": {**tenants}, "priority": priority}
         return self.client.call("POST", "operator-policies", body=body)  # type: ignore[no-any-return]
 
+    def update(self, name: str, **changes: object) -> Object:
+        """Change `rules`, `tenants`, `priority` or `labels`; what is not given stays."""
+        return self.client.call("PATCH", "operator-policies", name, body=changes)  # type: ignore[no-any-return]
+
     def list(self) -> Objects:
         return self.client.call("GET", "operator-policies")  # type: ignore[no-any-return]
 

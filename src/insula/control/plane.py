@@ -118,6 +118,7 @@ class ControlPlane:
             self.guarantees,
             self.policies,
             self.address_groups,
+            self.operator_policies,
             self.instances,
         )
         self.declared = Declared(context, verbs, self.identity_cache, self.tasks)

@@ -52,7 +52,7 @@ TABLE = (
     _permission("host.apply", "host", "operator", "apply declared state of tenants, users, and all that tenants have"),
     _permission("tenant.guarantee", "host", "operator", "set floors and ceilings of a tenant as a whole"),
     _permission("operator-policy.read", "host", "operator auditor", "see policies above those of tenants"),
-    _permission("operator-policy.write", "host", "operator", "create and remove policies above those of tenants"),
+    _permission("operator-policy.write", "host", "operator", "make, change and remove policies above those of tenants"),
     _permission("tenant.read", "tenant", _ALL, "see the tenant, its limits and usage"),
     _permission("usage.read", "tenant", _ALL, "see what the tenant has used and reserved over time"),
     _permission("binding.read", "tenant", "operator auditor admin", "see the roles in the tenant"),

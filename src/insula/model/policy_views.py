@@ -138,3 +138,12 @@ class OperatorPolicySpec(Struct, kw_only=True):
     tenants: Selector = msgspec.field(default_factory=Selector)
     rules: OperatorRules
     labels: fields.Labels = {}
+
+
+class OperatorPolicyPatch(Struct, kw_only=True):
+    """Changes of a policy of the operator, all or none. Fields that are absent stay; `rules` replaces all."""
+
+    priority: fields.Priority | UnsetType = UNSET
+    tenants: Selector | UnsetType = UNSET
+    rules: OperatorRules | UnsetType = UNSET
+    labels: fields.Labels | UnsetType = UNSET

@@ -28,6 +28,7 @@ def host(daemon: Daemon) -> Iterator[Cli]:
     assert gone.status == 0, gone
 
 
+RULE = {"action": "deny", "direction": "out", "peers": [{"type": "cidr", "cidr": "10.66.0.0/16"}]}
 WORLD = [
     of("declared-a", instance("web", on="default")),
     of("declared-a", document("Binding", "declared-ann", {"role": "member"})),
@@ -35,6 +36,7 @@ WORLD = [
     of("declared-a", document("ServiceAccount", "ci", {})),
     of("declared-a", document("Binding", "ci", {"role": "viewer", "subject": "service-account"})),
     document("User", "declared-ann", {"uid": 4242}),
+    document("OperatorPolicy", "declared-company", {"rules": [RULE], "tenants": {"labels": {"no": "such"}}}),
     document("Tenant", "declared-a", {"limits": {"instances": 5}}, {"customer": "7"}),
 ]
 
@@ -42,7 +44,7 @@ WORLD = [
 def test_tenants_users_and_all_that_tenants_have_in_one_file(host: Cli) -> None:
     made = apply(host, *WORLD, options=HOST)
     assert made.status == 0 and set(results(made).values()) == {"created"} and len(results(made)) == len(WORLD), made
-    assert [line.split()[0] for line in made.out.splitlines()][:2] == ["Tenant", "User"]
+    assert [line.split()[0] for line in made.out.splitlines()][:3] == ["Tenant", "OperatorPolicy", "User"]
     again = apply(host, *WORLD, options=HOST)
     assert again.status == 0 and set(results(again).values()) == {"unchanged"}, again
     assert set(results(apply(host, host.ok("dump", "--host"), options=(*HOST, "--set", "all"), verb="diff"))) == {
@@ -54,6 +56,7 @@ def test_tenants_users_and_all_that_tenants_have_in_one_file(host: Cli) -> None:
     users = {view["principal"]["name"]: view for view in host.json("user", "ls")}
     assert users["declared-ann"]["principal"]["uid"] == 4242
     assert users["declared-ann"]["bindings"][0]["role"] == "member"
+    assert host.json("policy", "show", "declared-company", "--operator")["priority"] == 1000
 
 
 def kinds(text: str) -> list[str]:
@@ -68,6 +71,7 @@ def test_limits_and_roles_are_changed_in_place(host: Cli) -> None:
     apply(host, *WORLD, options=HOST).ok()
     default = host.json("tenant", "show", "default")["tenant"]["limits"]["pids"]
     other = [
+        document("OperatorPolicy", "declared-company", {"rules": [RULE], "priority": 5}),
         document("Tenant", "declared-a", {"limits": {"pids": 77}}),
         of("declared-a", document("Binding", "declared-ann", {"role": "admin"})),
     ]
@@ -76,6 +80,8 @@ def test_limits_and_roles_are_changed_in_place(host: Cli) -> None:
     tenant = host.json("tenant", "show", "declared-a")["tenant"]
     assert tenant["limits"]["pids"] == 77 and tenant["labels"] == {}
     assert tenant["limits"]["instances"] != 5, "not declared any more"
+    policy = host.json("policy", "show", "declared-company", "--operator")
+    assert (policy["priority"], len(policy["rules"])) == (5, 1) and not policy["tenants"].get("labels")
     apply(host, document("Tenant", "declared-a", {}), options=HOST).ok()
     assert host.json("tenant", "show", "declared-a")["tenant"]["limits"]["pids"] == default
 

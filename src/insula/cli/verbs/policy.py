@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 def create(arguments: Arguments) -> int:
     if arguments.operator:
         return _create_operator(arguments)
-    if arguments.rule or arguments.priority is not None or arguments.tenants:
-        raise UsageError("--rule, --priority and --tenants are for --operator", "policies of tenants have --allow")
+    _check_of_tenant(arguments)
     if not arguments.select and not arguments.all:
         raise UsageError("policy create needs --select, or --all", "as in --select app=db")
     rules = arguments.allow
@@ -42,10 +41,33 @@ def create(arguments: Arguments) -> int:
     return 0
 
 
-def _create_operator(arguments: Arguments) -> int:
-    given = ("select", "all", "in", "out", "allow", "audit", "no_dns")
+def _check_of_tenant(arguments: Arguments) -> None:
+    if arguments.rule or arguments.priority is not None or arguments.tenants:
+        raise UsageError("--rule, --priority and --tenants are for --operator", "policies of tenants have --allow")
+
+
+def _check_of_operator(arguments: Arguments, *others: str) -> None:
+    given = ("select", "in", "out", "allow", "audit", "no_dns", *others)
     if wrong := [f"--{each.replace('_', '-')}" for each in given if getattr(arguments, each)]:
         raise UsageError(f"a policy of the operator has no {wrong[0]}", "it has --rule, --tenants and --priority")
+
+
+def _update_operator(arguments: Arguments) -> int:
+    _check_of_operator(arguments, "remove", "enforce", "dns")
+    changes: dict[str, Any] = {}
+    if arguments.rule:
+        changes["rules"] = arguments.rule
+    if arguments.tenants:
+        changes["tenants"] = selector([word for text in arguments.tenants for word in text.split(",")])
+    if arguments.priority is not None:
+        changes["priority"] = arguments.priority
+    policy = connect(arguments).operator_policies.update(arguments.name, **changes)
+    print_json(policy) if arguments.json else print(arguments.name)
+    return 0
+
+
+def _create_operator(arguments: Arguments) -> int:
+    _check_of_operator(arguments, "all")
     policy = connect(arguments).operator_policies.create(
         arguments.name,
         arguments.rule,
@@ -57,6 +79,9 @@ def _create_operator(arguments: Arguments) -> int:
 
 
 def update(arguments: Arguments) -> int:
+    if arguments.operator:
+        return _update_operator(arguments)
+    _check_of_tenant(arguments)
     changes: dict[str, Any] = {"add_rules": arguments.allow, "remove_rules": arguments.remove}
     if arguments.audit and arguments.enforce:
         raise UsageError("--audit and --enforce exclude each other", "give one")
@@ -202,6 +227,14 @@ _ALLOW = Option("--allow", "allow from:PEER PORTS or to:PEER PORTS", "RULE", man
 _AUDIT = Option("--audit", "deny nothing, and count what it would deny")
 _NO_DNS = Option("--no-dns", "close the resolver at the gateway, too")
 _OPERATOR = Option("--operator", "a policy of the operator, above those of all tenants")
+_RULE = Option(
+    "--rule",
+    "with --operator: accept, deny or pass a RULE; the first that matches decides",
+    "'ACTION RULE'",
+    many=True,
+    parse=parse_operator_rule,
+)
+_TENANTS = Option("--tenants", "with --operator: the tenants with these labels", "NAME=VALUE[,…]", many=True)
 _RULES = """\
 PEER is any, labels as in app=web,tier!=back, network:NAME, a range with exceptions as in 10.0.0.0/8,!10.1.0.0/16,
 group:NAME, or a DNS name. PORTS are as in tcp/80,udp/5000-5100,icmp/echo; without them it is any protocol. Once a
@@ -220,21 +253,16 @@ COMMANDS = {
             _AUDIT,
             _NO_DNS,
             _OPERATOR,
-            Option(
-                "--rule",
-                "with --operator: accept, deny or pass a RULE; the first that matches decides",
-                "'ACTION RULE'",
-                many=True,
-                parse=parse_operator_rule,
-            ),
-            Option("--tenants", "with --operator: the tenants with these labels", "NAME=VALUE[,…]", many=True),
+            _RULE,
+            _TENANTS,
             Option("--priority", "with --operator: the lowest is asked first (1000)", "N", parse=whole(0)),
         ],
         details=_RULES,
     ),
     "update": Command(
         update,
-        "Change a policy. It is in force for open connections too when this returns.",
+        "Change a policy. It is in force for open connections too when this returns. With --operator --rule\n"
+        "replaces all rules.",
         "NAME",
         [
             _SELECT,
@@ -246,6 +274,10 @@ COMMANDS = {
             Option("--enforce", "end the audit: deny from now on"),
             _NO_DNS,
             Option("--dns", "open the resolver at the gateway"),
+            _OPERATOR,
+            _RULE,
+            _TENANTS,
+            Option("--priority", "with --operator: the lowest is asked first", "N", parse=whole(0)),
         ],
         details=_RULES,
         complete=_NAME,

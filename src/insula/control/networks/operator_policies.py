@@ -1,9 +1,13 @@
-"""Policies of the operator: create, look at, remove. They are above those of the tenants."""
+"""Policies of the operator: create, change, look at, remove. They are above those of the tenants."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
+
+import msgspec
+from msgspec import UnsetType
 
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels
@@ -12,7 +16,7 @@ from insula.control.networks.enforcement import Enforcement
 from insula.control.networks.policy_checks import check_operator_rules, check_selector
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound
 from insula.model.policies import OperatorPolicy
-from insula.model.policy_views import OperatorPolicySpec
+from insula.model.policy_views import OperatorPolicyPatch, OperatorPolicySpec
 from insula.model.rules import MAX_PRIORITY
 from insula.model.units import check_label
 from insula.network.policy_model import matches
@@ -45,16 +49,7 @@ class OperatorPolicies:
     async def create(self, spec: OperatorPolicySpec) -> OperatorPolicy:
         """Create a policy. When this returns, it is in force on this host. Invalid, Conflict; Failed if it is not for
         some tenants, which is tried again."""
-        if not 0 <= spec.priority <= MAX_PRIORITY:
-            raise Invalid(f"{spec.priority} is no priority", f"use 0 to {MAX_PRIORITY}; the lowest is asked first")
-        policy = OperatorPolicy(
-            name=check_label("policy", spec.name),
-            priority=spec.priority,
-            tenants=check_selector(spec.tenants),
-            rules=check_operator_rules(spec.rules),
-            labels=check_labels(spec.labels),
-            created=time.time(),
-        )
+        policy = OperatorPolicy(**checked(spec), name=check_label("policy", spec.name), created=time.time())
         if len(await self.list()) >= MAX_POLICIES:
             raise Conflict(f"there are {MAX_POLICIES} policies of the operator", "remove one first")
         put = OPERATOR_POLICIES.put(policy, policy.name)
@@ -63,6 +58,21 @@ class OperatorPolicies:
         except TransactionConflict:
             raise Conflict(f"the operator has a policy {policy.name} already", "choose another name") from None
         await self._enforce(policy)
+        return policy
+
+    async def update(self, name: str, patch: OperatorPolicyPatch) -> OperatorPolicy:
+        """Change a policy, all or nothing. When this returns, it is in force on this host. Invalid, NotFound, Conflict;
+        Failed as with `create`."""
+        if patch == OperatorPolicyPatch():
+            raise Invalid("there is nothing to change", "give rules, tenants or a priority")
+        found = await self.find(name)
+        policy = msgspec.structs.replace(found.value, **checked(patch))
+        try:
+            unchanged = [OPERATOR_POLICIES.unchanged(found, name)]
+            await self.context.store.transact(unchanged, [OPERATOR_POLICIES.put(policy, name)])
+        except TransactionConflict:
+            raise Conflict(f"policy {name} was changed at the same time", "try again") from None
+        await self._enforce(found.value, policy)
         return policy
 
     async def remove(self, name: str) -> None:
@@ -75,9 +85,11 @@ class OperatorPolicies:
             raise Conflict(f"policy {name} was changed at the same time", "try again") from None
         await self._enforce(found.value)
 
-    async def _enforce(self, policy: OperatorPolicy) -> None:
-        """Bring a change into force for the tenants that it concerns; one that fails is tried again."""
-        concerned = [t for t in await TENANTS.readable(self.context.store) if matches(policy.tenants, t.labels)]
+    async def _enforce(self, *policies: OperatorPolicy) -> None:
+        """Bring a change into force for the tenants that it concerns, by the policy before or after it; one that fails
+        is tried again."""
+        tenants = await TENANTS.readable(self.context.store)
+        concerned = [t for t in tenants if any(matches(policy.tenants, t.labels) for policy in policies)]
         done = await asyncio.gather(
             *(self.enforcement.enforced(tenant.name) for tenant in concerned), return_exceptions=True
         )
@@ -91,5 +103,21 @@ class OperatorPolicies:
             elif isinstance(result, BaseException):
                 raise result
         if failed:
-            what = f"policy {policy.name} is not in force yet for {', '.join(failed[:3])}"
+            what = f"policy {policies[0].name} is not in force yet for {', '.join(failed[:3])}"
             raise Failed(what, "it is tried again; see `insula status`")
+
+
+def checked(given: OperatorPolicySpec | OperatorPolicyPatch) -> dict[str, Any]:
+    """Return the fields that are given, in canonical form, without the name. Invalid."""
+    found: dict[str, Any] = {}
+    if not isinstance(given.priority, UnsetType):
+        if not 0 <= given.priority <= MAX_PRIORITY:
+            raise Invalid(f"{given.priority} is no priority", f"use 0 to {MAX_PRIORITY}; the lowest is asked first")
+        found["priority"] = given.priority
+    if not isinstance(given.tenants, UnsetType):
+        found["tenants"] = check_selector(given.tenants)
+    if not isinstance(given.rules, UnsetType):
+        found["rules"] = check_operator_rules(given.rules)
+    if not isinstance(given.labels, UnsetType):
+        found["labels"] = check_labels(given.labels)
+    return found

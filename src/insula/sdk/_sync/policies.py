@@ -11,6 +11,7 @@ from insula.model.policy_views import (
     AddressGroupPatch,
     AddressGroupSpec,
     EffectivePolicies,
+    OperatorPolicyPatch,
     OperatorPolicySpec,
     PolicyPatch,
     PolicySpec,
@@ -185,6 +186,27 @@ class OperatorPolicyOperations:
 
     def get(self, policy: str) -> OperatorPolicy:
         return self._caller.get(answers.OPERATOR_POLICY, "operator-policies", policy)
+
+    def update(
+        self,
+        policy: str,
+        *,
+        rules: Sequence[OperatorRule] | None = None,
+        tenants: Selector | None = None,
+        priority: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> OperatorPolicy:
+        """Change a policy: all or nothing. None leaves a part as it is."""
+        patch = OperatorPolicyPatch(
+            rules=UNSET if rules is None else [*rules],
+            tenants=UNSET if tenants is None else tenants,
+            priority=UNSET if priority is None else priority,
+            labels=UNSET if labels is None else dict(labels),
+        )
+        return self._caller.change(
+            answers.OPERATOR_POLICY, "PATCH", "operator-policies", policy, body=patch, key=idempotency_key
+        )
 
     def remove(self, policy: str, *, idempotency_key: str | None = None) -> None:
         self._caller.do("DELETE", "operator-policies", policy, key=idempotency_key)

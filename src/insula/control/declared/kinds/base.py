@@ -22,6 +22,7 @@ from insula.control.networks.address_groups import AddressGroups
 from insula.control.networks.floating_ips import FloatingIps
 from insula.control.networks.guarantees import Guarantees
 from insula.control.networks.load_balancers import LoadBalancers
+from insula.control.networks.operator_policies import OperatorPolicies
 from insula.control.networks.policies import Policies
 from insula.control.networks.routers import Routers
 from insula.control.networks.verbs import Networks
@@ -74,6 +75,7 @@ class Verbs:
     guarantees: Guarantees
     policies: Policies
     address_groups: AddressGroups
+    operator_policies: OperatorPolicies
     instances: Instances
 
 

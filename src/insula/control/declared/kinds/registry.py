@@ -16,6 +16,7 @@ from insula.control.declared.kinds.identities import BindingKind, ServiceAccount
 from insula.control.declared.kinds.instance import InstanceKind
 from insula.control.declared.kinds.load_balancer import LoadBalancerKind
 from insula.control.declared.kinds.network import NetworkKind
+from insula.control.declared.kinds.operator_policy import OperatorPolicyKind
 from insula.control.declared.kinds.policy import AddressGroupKind, PolicyKind
 from insula.control.declared.kinds.router import RouterKind
 from insula.control.declared.kinds.tenant import TenantKind
@@ -24,6 +25,7 @@ KINDS: Mapping[str, DeclaredKind] = {
     kind.name: kind
     for kind in (
         TenantKind(),
+        OperatorPolicyKind(),
         UserKind(),
         ServiceAccountKind(),
         BindingKind(),
