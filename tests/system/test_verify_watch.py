@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +98,28 @@ def test_repair_tells_what_it_did(fresh: Daemon) -> None:
     cli.ok("verify")
     refused = cli.run("verify", "--repair", "--watch")
     assert refused.status == 2 and refused.err.startswith("error: ")
+
+
+def test_the_command_watches_and_tells_what_comes_and_goes(fresh: Daemon) -> None:
+    cli = fresh.cli
+    cli.ok("network", "create", "back", "--subnet", "10.9.0.0/24")
+    cli.ok("run", "-d", "--name", "web", "--stop-timeout", "0", "busybox", "sleep", "600")
+    cli.ok("run", "-d", "--name", "far", "--network", "back", "--stop-timeout", "0", "busybox", "sleep", "600")
+    watching = cli.start("verify", "--watch", "--interval", "1s")
+    assert watching.stdout is not None
+    try:
+        assert watching.stdout.readline().endswith("passed, watching\n")
+        join(fresh)
+        found = watching.stdout.readline()
+        assert "! default/" in found and " gone:" not in found, found
+        cli.run("verify", "--repair")
+        assert any(" gone: ! " in line for line in watching.stdout)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == -signal.SIGINT
+        assert watching.stderr is not None and watching.stderr.read() == ""
+    finally:
+        watching.kill()
+        watching.communicate()
 
 
 def metrics(daemon: Daemon) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, UsageError
 from insula.cli.output import clean, print_json, table
+from insula.model.units import parse_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     Cell = dict[str, Any]
 
 PAUSE = 10.0
-"""Seconds between two passes of --watch."""
+"""Seconds between two passes of --watch, unless --interval says otherwise."""
 LEGEND = """\
 yes  reached, and should be         no   not reached, and should not be
 yes* no* as installed, not probed   !    differs from what it should be"""
@@ -25,7 +26,10 @@ def run(arguments: Arguments) -> int:
     if arguments.watch and arguments.repair:
         raise UsageError("--watch and --repair exclude each other", "repair first, then watch")
     if arguments.watch:
-        return watch(host.verify, as_json=arguments.json)
+        pause = PAUSE if arguments.interval is None else arguments.interval
+        return watch(host.verify, pause, as_json=arguments.json)
+    if arguments.interval is not None:
+        raise UsageError("--interval is for --watch", "add --watch")
     report = host.repair() if arguments.repair else host.verify()
     if arguments.json:
         print_json(report)
@@ -78,8 +82,9 @@ def said(report: dict[str, Any]) -> Iterator[str]:
         yield f"! {clean(line)}"
 
 
-def watch(verify: Callable[[], dict[str, Any]], *, as_json: bool) -> int:
-    """Verify every `PAUSE` seconds, and print what is found and what is gone, until interrupted."""
+def watch(verify: Callable[[], dict[str, Any]], pause: float, *, as_json: bool) -> int:
+    """Verify again and again, `pause` seconds after the last time, and print what is found and what is gone, until
+    interrupted."""
     import json
     import time
 
@@ -99,7 +104,7 @@ def watch(verify: Callable[[], dict[str, Any]], *, as_json: bool) -> int:
                 if line not in now:
                     print(f"{moment}  gone: {line}", flush=True)
         before = now
-        time.sleep(PAUSE)
+        time.sleep(pause)
 
 
 def holds(cell: Cell) -> bool:
@@ -154,6 +159,7 @@ COMMANDS = {
         options=[
             Option("-a --all", "list every path, too"),
             Option("--watch", "go on every ten seconds until interrupted, and print what changes"),
+            Option("--interval", "with --watch: the time between two passes", "TIME", parse=parse_duration),
             Option("--repair", "have installed again what differs, and verify once more"),
         ],
     )
