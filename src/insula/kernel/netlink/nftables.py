@@ -93,19 +93,24 @@ class NftablesSocket(NetlinkSocket):
             for _, packed in attributes.pairs(listed):
                 yield packed
 
-    def listed(self, family: str, table: str, name: str) -> list[bytes]:
-        """Return the elements of a set or map, as packed lists of them; none if it is missing. NetlinkError.
+    def dump_elements(self, wanted: bytes) -> list[bytes]:
+        """Return the replies with a set's elements; `wanted` names the set. NetlinkError.
 
         The kernel resizes a hash table some milliseconds after it has grown. A dump of several messages that goes on
         meanwhile leaves elements out, or has them twice. So a long one is repeated until two have the same size.
         """
+        answers, size = self.dump(_GETSETELEM, wanted), -1
+        for _ in range(_DUMPS):
+            if len(answers) < 2 or sum(map(len, answers)) == size:
+                break
+            size = sum(map(len, answers))
+            answers = self.dump(_GETSETELEM, wanted)
+        return answers
+
+    def listed(self, family: str, table: str, name: str) -> list[bytes]:
+        """Return the elements of a set or map, as packed lists of them; none if it is missing. NetlinkError."""
         try:
-            answers, size = self.dump(_GETSETELEM, _set(family, table, name)), -1
-            for _ in range(_DUMPS):
-                if len(answers) < 2 or sum(map(len, answers)) == size:
-                    break
-                size = sum(map(len, answers))
-                answers = self.dump(_GETSETELEM, _set(family, table, name))
+            answers = self.dump_elements(_set(family, table, name))
         except NetlinkError as error:
             if error.errno == errno.ENOENT:
                 return []

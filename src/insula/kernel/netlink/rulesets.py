@@ -104,7 +104,7 @@ def dump(socket: NftablesSocket) -> list[tuple[int, bytes]]:
         parts = attributes.parse(body[4:])
         wanted = body[:4] + attributes.attributes((1, parts[1]), (2, parts[2]))
         try:
-            found += [(_GETSETELEM, each) for each in socket.dump(_GETSETELEM, wanted)]
+            found += [(_GETSETELEM, each) for each in socket.dump_elements(wanted)]
         except NetlinkError:  # the set was removed meanwhile
             continue
     return found
