@@ -321,8 +321,8 @@ def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
         "bridge ipv4": [(device, *pair) for pair in four],
         "bridge ipv6": [(device, *pair) for pair in six],
         "bridge ndp": [(device, each, _target(address)) for each, address in six],
-        "bridge sought4": [(device, address) for _, address in four],
-        "bridge sought6": [(device, _target(address)) for _, address in six],
+        "bridge sought4": [(device, address) for address in dict.fromkeys(address for _, address in four)],
+        "bridge sought6": [(device, _target(address)) for address in dict.fromkeys(address for _, address in six)],
         "bridge reflected": [(device, device)],
         **{name: [(device,)] for name in COUNTED},
     }
