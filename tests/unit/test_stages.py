@@ -79,13 +79,18 @@ def test_the_time_of_descendants_is_counted() -> None:
 
 def test_every_suite_is_a_stage() -> None:
     names = [each.name for chain in chains([]) for each in chain]
-    tests = ["modern", "network", "peer", "runtime", "system", "tenancy", "unit"]
-    assert sorted(names) == sorted(["guest", "peers", "provider", *tests])
+    tests = ["machine", "modern", "network", "peer", "runtime", "system", "tenancy", "unit"]
+    assert sorted(names) == sorted(["guest", "kernel", "peers", "provider", *tests])
 
 
 def test_every_part_of_the_system_tests_is_in_one_stage() -> None:
     stages = {each.name: each for chain in chains([]) for each in chain}
-    parts = [word for name in ("network", "runtime", "tenancy") for word in stages[name].command if "/system/" in word]
+    parts = [
+        word
+        for name in ("machine", "network", "runtime", "tenancy")
+        for word in stages[name].command
+        if "/system/" in word
+    ]
     left_to_others = [word for word in stages["system"].command if word.startswith("--ignore=")]
     assert sorted(left_to_others) == sorted(f"--ignore={path}" for path in parts)
     assert len(parts) == len(set(parts)) > 20
