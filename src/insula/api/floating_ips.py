@@ -45,4 +45,4 @@ class FloatingIpRoutes(Controller):
 
     @delete("/{floating_ip:str}", summary="Release a floating address", permission="floating-ip.write")
     async def release_floating_ip(self, plane: Plane, tenant: TenantName, floating_ip: Name) -> None:
-        await plane.floating_ips.release(tenant, floating_ip)
+        await plane.floating_ips.remove(tenant, floating_ip)

@@ -244,7 +244,7 @@ class ControlPlane:
         for balancer in await self.load_balancers.list(name):
             await gone(self.load_balancers.remove(name, balancer.name))
         for floating in await self.floating_ips.list(name):
-            await gone(self.floating_ips.release(name, floating.floating_ip.name))
+            await gone(self.floating_ips.remove(name, floating.floating_ip.name))
         for router in await self.routers.list(name):
             await gone(self.routers.remove(name, router.router.name))
         for network in await self.networks.list(name):

@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-
-import pytest
 
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
-from tests.support.machine import Run
 from tests.support.wait import until
-from tests.system.network_outside.test_commands import HOST, gets, page, serve, tenant
+from tests.system.network_outside.test_commands import HOST, gets, page, serve
 
-POOL = '[network]\nfloating = ["198.18.0.64/28", "2001:2:0:ffff::100/124"]\n'
 FIRST, FIRST6 = "198.18.0.65", "2001:2:0:ffff::101"
-
-
-@pytest.fixture(scope="module")
-def host(run_: Run) -> Iterator[Daemon]:
-    daemon = Daemon(run_)
-    try:
-        daemon.configure(POOL)
-        daemon.start()
-        yield daemon
-    finally:
-        daemon.remove()
-
-
-@pytest.fixture
-def acme(host: Daemon) -> Iterator[Cli]:
-    yield tenant(host, "acme")
-    host.cli.ok("tenant", "rm", "--force", "acme")
-
-
-@pytest.fixture
-def globex(host: Daemon) -> Iterator[Cli]:
-    yield tenant(host, "globex")
-    host.cli.ok("tenant", "rm", "--force", "globex")
 
 
 def allocate(cli: Cli, *words: str) -> tuple[str, str]:

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
-from tests.support.machine import Run
 from tests.support.wait import until
-from tests.system.network_outside.test_commands import HOST, HOST6, page, tenant
-from tests.system.network_outside.test_floating_commands import POOL, allocate
+from tests.system.network_outside.test_commands import HOST, HOST6, page
+from tests.system.network_outside.test_floating_commands import allocate
 
 SERVE = r"""mkdir -p /www/cgi-bin; touch /www/health
 printf '#!/bin/sh\nprintf "Content-Type: text/plain\\r\\n\\r\\n$(hostname) $REMOTE_ADDR\\n"\n' > /www/cgi-bin/who
 chmod +x /www/cgi-bin/who; exec httpd -f -p 80 -h /www"""
 """It serves its name with the client's address, and /health."""
 FAST = ("--interval", "1s", "--timeout", "1s")
-
-
-@pytest.fixture(scope="module")
-def host(run_: Run) -> Iterator[Daemon]:
-    daemon = Daemon(run_)
-    try:
-        daemon.configure(POOL)
-        daemon.start()
-        yield daemon
-    finally:
-        daemon.remove()
-
-
-@pytest.fixture
-def acme(host: Daemon) -> Iterator[Cli]:
-    yield tenant(host, "acme")
-    host.cli.ok("tenant", "rm", "--force", "acme")
 
 
 def serve(cli: Cli, name: str, *options: str) -> None:

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
-from tests.support.machine import Run
 from tests.support.wait import patiently, until
-from tests.system.network_outside.test_commands import HOST, HOST6, dial, tenant
+from tests.system.network_outside.test_commands import HOST, HOST6, dial
 from tests.system.network_outside.test_lb_commands import FAST, SERVE, becomes, serve, shares
 
 ECHO = "exec nc -ll -p 7 -e cat"
-
-
-@pytest.fixture(scope="module")
-def host(run_: Run) -> Iterator[Daemon]:
-    daemon = Daemon(run_)
-    try:
-        daemon.start()
-        yield daemon
-    finally:
-        daemon.remove()
-
-
-@pytest.fixture
-def acme(host: Daemon) -> Iterator[Cli]:
-    yield tenant(host, "acme")
-    host.cli.ok("tenant", "rm", "--force", "acme")
 
 
 def echoes(sock: socket.socket) -> bool:

@@ -1,4 +1,4 @@
-"""Floating addresses: allocate, attach, detach, release.
+"""Floating addresses: allocate, attach, detach, remove (that is, release).
 
 An address is reserved for one tenant. While it is attached it claims all its ports (external.py), so that nothing else
 leads there. Every change rewrites the tenant's guard (allocation/quotas.py), as the removal of an instance does: so an
@@ -171,7 +171,7 @@ class FloatingIps:
 
         await self._changed(tenant, attempt)
 
-    async def release(self, tenant: str, name: str) -> None:
+    async def remove(self, tenant: str, name: str) -> None:
         """Release an address; it is detached first. Conflict while published ports or load balancers use it."""
         await self.find(tenant, name)
         await self._delete(tenant, name)

@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from insula.control.declared.kinds.base import (
-    AccessMode,
-    Current,
-    DeclaredDocument,
-    DeclaredKind,
-    ObjectReference,
-    Verbs,
-    form_of,
-    spec_like,
-)
+from insula.control.declared.kinds.base import Current, DeclaredDocument, ObjectReference, Verbs, form_of, spec_like
+from insula.control.declared.kinds.owned import OwnedKind, OwnedVerbs
 from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.authority import Authority
 from insula.control.keys import FLOATING_IPS
@@ -31,11 +23,16 @@ class FloatingIpDocument(DeclaredDocument, kw_only=True, tag="FloatingIp"):
     spec: DeclaredFloatingIp = DeclaredFloatingIp()  # type: ignore[valid-type]
 
 
-class FloatingIpKind(DeclaredKind):
+class FloatingIpKind(OwnedKind):
     name = "FloatingIp"
     document = FloatingIpDocument
     spec = DeclaredFloatingIp
+    keys = FLOATING_IPS
+    family = "floating-ip"
     in_place: ClassVar[Sequence[FieldPath]] = [("labels",), ("spec", "instance"), ("spec", "network")]
+
+    def verbs_of(self, verbs: Verbs) -> OwnedVerbs:
+        return verbs.floating_ips
 
     def check(self, ref: ObjectReference, spec: Form, labels: dict[str, str]) -> Form:
         form = form_of(self.decode(spec))
@@ -51,13 +48,6 @@ class FloatingIpKind(DeclaredKind):
     def depends(self, ref: ObjectReference, form: Form) -> Iterable[ObjectReference]:
         instance = (form.get("spec") or {}).get("instance")
         return [*super().depends(ref, form), *([ObjectReference("Instance", ref.tenant, instance)] if instance else [])]
-
-    def permission(self, access: AccessMode, tenant: str | None) -> str:
-        return "floating-ip.read" if access == "read" else "floating-ip.write"
-
-    async def names(self, verbs: Verbs, tenant: str | None) -> Sequence[str]:
-        assert tenant is not None
-        return [each.name for each in await FLOATING_IPS.readable(verbs.floating_ips.context.store, tenant)]
 
     async def current(self, verbs: Verbs, ref: ObjectReference) -> Current | None:
         assert ref.tenant is not None
@@ -85,7 +75,3 @@ class FloatingIpKind(DeclaredKind):
         spec = after["spec"]
         patch = FloatingIpPatch(instance=spec["instance"], network=spec["network"])
         await verbs.floating_ips.update(ref.tenant, ref.name, patch)
-
-    async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
-        assert ref.tenant is not None
-        await verbs.floating_ips.release(ref.tenant, ref.name)

@@ -7,21 +7,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from insula.control.declared.kinds.base import (
-    AccessMode,
-    Current,
-    DeclaredDocument,
-    DeclaredKind,
-    ObjectReference,
-    Verbs,
-    form_of,
-    spec_like,
-)
+from insula.control.declared.kinds.base import DeclaredDocument, ObjectReference, Verbs, form_of, spec_like
+from insula.control.declared.kinds.owned import OwnedKind, OwnedVerbs
 from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.authority import Authority
 from insula.control.keys import LOAD_BALANCERS
 from insula.control.networks.load_balancers import check_spec
-from insula.model.errors import NotFound
 from insula.model.load_balancers import LoadBalancerSpec
 
 DeclaredLoadBalancer = spec_like(
@@ -34,11 +25,16 @@ class LoadBalancerDocument(DeclaredDocument, kw_only=True, tag="LoadBalancer"):
     spec: DeclaredLoadBalancer  # type: ignore[valid-type]
 
 
-class LoadBalancerKind(DeclaredKind):
+class LoadBalancerKind(OwnedKind):
     name = "LoadBalancer"
     document = LoadBalancerDocument
     spec = DeclaredLoadBalancer
+    keys = LOAD_BALANCERS
+    family = "load-balancer"
     in_place: ClassVar[Sequence[FieldPath]] = [("labels",), *(("spec", name) for name in _CHANGEABLE)]
+
+    def verbs_of(self, verbs: Verbs) -> OwnedVerbs:
+        return verbs.load_balancers
 
     def check(self, ref: ObjectReference, spec: Form, labels: dict[str, str]) -> Form:
         return form_of(check_spec(_spec(ref, {"spec": form_of(self.decode(spec)), "labels": labels})), "name", "labels")
@@ -53,21 +49,9 @@ class LoadBalancerKind(DeclaredKind):
                 found.append(ObjectReference("FloatingIp", ref.tenant, place["floating_ip"]))
         return found
 
-    def permission(self, access: AccessMode, tenant: str | None) -> str:
-        return "load-balancer.read" if access == "read" else "load-balancer.write"
-
-    async def names(self, verbs: Verbs, tenant: str | None) -> Sequence[str]:
-        assert tenant is not None
-        return [each.name for each in await LOAD_BALANCERS.readable(verbs.load_balancers.context.store, tenant)]
-
-    async def current(self, verbs: Verbs, ref: ObjectReference) -> Current | None:
-        assert ref.tenant is not None
-        try:
-            found = (await verbs.load_balancers.find(ref.tenant, ref.name)).value
-        except NotFound:
-            return None
+    def spec_of(self, ref: ObjectReference, found: Any) -> Form:
         spec = {name: value for name, value in form_of(found).items() if name in (*_CHANGEABLE, "on")}
-        return Current({"labels": found.labels, "spec": self.check(ref, spec, {})}, str(found.created))
+        return self.check(ref, spec, {})
 
     async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
         assert ref.tenant is not None
@@ -76,10 +60,6 @@ class LoadBalancerKind(DeclaredKind):
     async def update(self, verbs: Verbs, by: Authority, ref: ObjectReference, before: Form, after: Form) -> None:
         assert ref.tenant is not None
         await verbs.load_balancers.replace(ref.tenant, _spec(ref, after))
-
-    async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
-        assert ref.tenant is not None
-        await verbs.load_balancers.remove(ref.tenant, ref.name)
 
 
 def _spec(ref: ObjectReference, form: dict[str, Any]) -> LoadBalancerSpec:
