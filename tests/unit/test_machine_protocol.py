@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from insula.machine import protocol
 
-FRAMES = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 11), st.binary(max_size=300)), max_size=8)
+FRAMES = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 10), st.binary(max_size=300)), max_size=8)
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:

@@ -7,15 +7,15 @@ turning the machine off (reboot(2)).
 from __future__ import annotations
 
 import os
-import sys
 
 from insula.agent import early, identity, network, programs, root
 from insula.agent.channel import Channel
 from insula.container.create.steps import StepError, Steps
+from insula.kernel import syscalls
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.event_loop import EventLoop
 from insula.machine import protocol
-from insula.model.cpython import loads, signal
+from insula.model.cpython import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,15 +91,7 @@ def main() -> NoReturn:
     loop.run()
 
 
-def turn_off() -> NoReturn:
+def turn_off() -> None:
     """Write what is to be written, and turn the machine off."""
     os.sync()
-    from insula.kernel import syscalls
-
     syscalls.reboot(syscalls.RB_POWER_OFF)
-    sys.exit(1)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    main()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import select
-import struct
 
 from insula.agent.channel import Channel
 from insula.container import wire
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
     from insula.model.cpython import socket
 
-_TIOCSWINSZ = 0x5414
-
 
 class RunningProgram:
     """A process from its fork to its end, as one session of the channel."""
@@ -47,7 +44,6 @@ class RunningProgram:
         self.outputs: dict[int, int] = {}  # kind by descriptor
         self.input = -1
         self.terminal = -1
-        self.size: tuple[int, int] | None = None
         self._credit = protocol.WINDOW
         self._stdin = bytearray()
         self._no_more_input = False
@@ -85,7 +81,6 @@ class RunningProgram:
         match message["event"]:
             case "terminal":
                 self.terminal = self.input = descriptors.pop(0)
-                self._resize()
                 self.add(protocol.STDOUT, self.terminal)
             case "error":
                 self.failure = {key: message[key] for key in ("step", "object", "errno", "error", "path")}
@@ -174,18 +169,9 @@ class RunningProgram:
                 self._no_more_input = True
             case protocol.GRANT:
                 self._credit += protocol.NUMBER.unpack(payload)[0]
-            case protocol.RESIZE:
-                self.size = protocol.SIZE.unpack(payload)
-                self._resize()
             case protocol.SIGNAL if self.pidfd >= 0 and self.status is None:
                 signal.pidfd_send_signal(self.pidfd, payload[0])
         self.watch()
-
-    def _resize(self) -> None:
-        if self.terminal >= 0 and self.size:
-            import fcntl
-
-            fcntl.ioctl(self.terminal, _TIOCSWINSZ, struct.pack("4H", *self.size, 0, 0))
 
     # -- its end -------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,6 @@ PORT = "insula.agent"
 """The name of the port, as in /sys/class/virtio-ports/*/name of the guest."""
 HEADER = struct.Struct(">IBI")
 NUMBER = struct.Struct(">I")
-SIZE = struct.Struct(">HH")
 MAX_PAYLOAD = 1 << 20
 CHUNK = 32 << 10
 """The most bytes of a stream in one frame: a large one would delay those of others."""
@@ -37,11 +36,10 @@ STDIN_EOF = 4
 STDOUT = 5
 STDERR = 6
 GRANT = 7  # NUMBER: bytes that may be sent besides
-RESIZE = 8  # SIZE: rows and columns of the terminal
-SIGNAL = 9  # one byte
-EXIT = 10  # JSON: status as of waitstatus_to_exitcode, and whether it was out of memory
-HELLO = 11  # JSON: version; the first frame of the agent
-_KINDS = frozenset(range(12))
+SIGNAL = 8  # one byte
+EXIT = 9  # JSON: status, as of os.waitstatus_to_exitcode
+HELLO = 10  # JSON: version; the first frame of the agent
+_KINDS = frozenset(range(11))
 
 
 def encode(session: int, kind: int, payload: bytes = b"") -> bytes:

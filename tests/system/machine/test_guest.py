@@ -6,6 +6,7 @@ Without KVM each boot takes seconds of a processor; so one cold boot makes the t
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -36,6 +37,13 @@ def test_a_program_has_its_streams_and_its_status(guests: Guests) -> None:
 def test_a_boot_without_a_template_does_the_same(guests: Guests) -> None:
     status, out, _ = guests.run("sh", "-c", "echo booted; exit 3", cold=True)
     assert (status, out) == (3, "booted\n")
+
+
+def test_what_a_program_has_written_is_on_the_disk_when_it_has_ended(guests: Guests) -> None:
+    with guests.start("sh", "-c", "echo kept > /kept") as guest:
+        assert guest.process.wait(300) == 0
+        command = ["debugfs", "-R", "cat /upper/kept", str(guest.disk)]
+        assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "kept\n"
 
 
 def test_it_is_process_1_of_its_own_and_on_a_kernel_of_its_own(guests: Guests) -> None:

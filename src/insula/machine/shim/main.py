@@ -25,8 +25,10 @@ NAME = "\0insula-shim"
 """The socket for `exec`: in the abstract namespace (unix(7)), which is that of the container's network."""
 FAILED = 125
 """The exit status if the machine could not be started, as of engines."""
-FORWARDED = (1, 2, 3, 10, 12, 15, 28)  # SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGWINCH
+FORWARDED = (1, 2, 3, 10, 12, 15)  # SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM
 _SEED = 64
+_OFF = 10.0
+"""Seconds after which a machine that does not turn itself off is ended."""
 
 
 class Shim:
@@ -78,7 +80,8 @@ class Shim:
 
     def _on_first_end(self, end: dict[str, Any]) -> None:
         self.status = status_of(end)
-        self.finish()
+        self.agent.turn_off()  # it writes what is to be written first; then QEMU ends by itself
+        self.loop.later(_OFF, self.finish)
 
     def _on_end(self) -> None:
         """QEMU has ended by itself, or was killed."""
@@ -126,8 +129,6 @@ class Shim:
             self.loop.watch(connection.fileno(), lambda _: self._on_client(connection, made))
         elif "signal" in message:
             session.signal(message["signal"])
-        elif "size" in message:
-            session.resize(*message["size"])
 
 
 def status_of(end: dict[str, Any]) -> int:

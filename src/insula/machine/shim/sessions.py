@@ -69,9 +69,6 @@ class ProgramSession:
     def signal(self, number: int) -> None:
         self.connection.send(self.number, protocol.SIGNAL, bytes([number]))
 
-    def resize(self, rows: int, columns: int) -> None:
-        self.connection.send(self.number, protocol.RESIZE, protocol.SIZE.pack(rows, columns))
-
     def _watch(self) -> None:
         masks = {self._stdin: select.EPOLLIN if self._stdin >= 0 and self._credit > 0 else 0}
         for fd, waiting in self._waiting.items():
@@ -163,6 +160,10 @@ class AgentConnection:
         number = self._send_request(verb, arguments)
         session = self._sessions[number] = ProgramSession(self, number, stdio, ended)
         return session
+
+    def turn_off(self) -> None:
+        """Have the machine write what is to be written, and turn itself off."""
+        self._send_request("off", {})
 
     def serve(self) -> None:
         """From here on frames are received by the loop."""
