@@ -47,7 +47,7 @@ from insula.container.service.protocol import (
 from insula.container.service.relay import AttachedClient, Session
 from insula.container.service.run_directory import PidIndex, ProcessKey
 from insula.container.service.zygote_supervisor import ZygoteSupervisor
-from insula.kernel import process, syscalls
+from insula.kernel import process, records, syscalls
 from insula.kernel.event_loop import EventLoop
 from insula.log import write as report
 from insula.model.stream import Kind
@@ -406,10 +406,8 @@ def main() -> NoReturn:
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     os.chdir("/")
     monitor = Monitor(run, build, int(spares), lock, state)
-    with open(f"{run}/{MONITOR_PID}", "w") as file:
-        file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
-    with open(f"{run}/{MONITOR_BUILD}", "w") as file:
-        file.write(f"{build}\n")
+    records.replace(f"{run}/{MONITOR_PID}", f"{os.getpid()} {process.start_time(os.getpid())}\n".encode())
+    records.replace(f"{run}/{MONITOR_BUILD}", f"{build}\n".encode())
     gc.freeze()
     monitor.serve()
 

@@ -49,7 +49,7 @@ from insula.container.service.run_directory import Launch, ProcessState, RunDire
 from insula.container.service.sessions import Sessions
 from insula.container.service.warm_pool import Template, WarmContainer, WarmPool, assign
 from insula.container.service.working_set import WorkingSet
-from insula.kernel import cgroups, process, syscalls
+from insula.kernel import cgroups, process, records, syscalls
 from insula.kernel.event_loop import EventLoop
 from insula.kernel.rollback import Rollback
 from insula.log import write as report
@@ -487,10 +487,8 @@ def main(run: str, build: str, listener: socket.socket, spares: int) -> NoReturn
     for name, fstype in (("proc", "proc"), ("sys", "sysfs")):
         os.mkdir(name)
         syscalls.mount(fstype, name, fstype, syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
-    with open(f"{run}/{ZYGOTE_PID}", "w") as file:
-        file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
-    with open(f"{run}/{ZYGOTE_BUILD}", "w") as file:
-        file.write(f"{build}\n")
+    records.replace(f"{run}/{ZYGOTE_PID}", f"{os.getpid()} {process.start_time(os.getpid())}\n".encode())
+    records.replace(f"{run}/{ZYGOTE_BUILD}", f"{build}\n".encode())
     os.umask(0)  # only now: what is made in containers has exactly the modes that are asked for
     cgroups.Cgroup.implementation(cgroups.hierarchy().version)  # else each child imports it
     gc.collect()
