@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,17 @@ def test_follow_ends_with_one_that_is_removed(cli: Cli) -> None:
         until(lambda: cli.ok("logs", "gone") == "run", "it has begun")
         cli.ok("rm", "-f", "gone")
         assert followed(process) in ("run\n", ""), "it may have been removed before it was read"
+
+
+def test_the_answer_begins_before_there_is_output(cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "silent", "busybox", "sleep", "600")
+    for answer in ("*/*", "text/event-stream"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(patiently(10))
+            sock.connect(str(cli.socket))
+            path = f"/v1/tenants/{cli.tenant}/instances/silent/logs?follow=true"
+            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: insula\r\nAccept: {answer}\r\n\r\n".encode())
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_attach_ends_where_the_process_does(cli: Cli) -> None:

@@ -156,6 +156,7 @@ class InstanceIo:
         if since is not None and not 0 <= since <= rules.MAX_TIME:
             raise Invalid(f"{since} is not a time", "use seconds since 1970")
         with self._reader(managed, since=since, tail=tail) as reader:
+            yield b""  # the answer begins now, and not with the first output, which may never come
             async for records in follow_log(reader, lambda: not follow or has_ended(managed)):
                 yield await in_reader(partial(encode_records, records))
 
