@@ -37,14 +37,18 @@ OF_PACKETS = (
 
 
 def seen(cloud: Lab, tenant: str) -> Seen:
-    """Each thing in a tenant's namespace by a name of its own: devices, addresses, neighbours, rules with handles."""
+    """Each thing in a tenant's namespace by a name of its own: devices, addresses, neighbours, rules with handles.
+
+    Not the link-local addresses: the kernel makes them some time after a device has got a carrier.
+    """
 
     def look() -> Seen:
         with Rtnl() as rtnl:
             links = {link.index: link for link in rtnl.links()}
             found: Seen = {f"link {link.name}": link for link in links.values()}
             for address in rtnl.addresses():
-                found[f"address {address.address} of {links[address.index].name}"] = address
+                if not address.link_local:
+                    found[f"address {address.address} of {links[address.index].name}"] = address
             for family in (socket.AF_INET, socket.AF_INET6, socket.AF_BRIDGE):
                 for entry in rtnl.neighbours(family):
                     if entry.permanent and not int(entry.mac[:2] or "0", 16) & 1:  # groups are the kernel's affair
@@ -52,7 +56,8 @@ def seen(cloud: Lab, tenant: str) -> Seen:
         listed = subprocess.run(["nft", "-a", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
         listed = re.sub(r"counter packets \d+ bytes \d+", "counter", listed)
         place, sets = "", re.compile(r"elements = \{(.*?)\}", re.S)
-        for number, line in enumerate(sets.sub("", listed).splitlines()):
+        lines = sets.sub("", listed).splitlines()
+        for number, line in enumerate(line for line in lines if line.strip()):  # only sets with elements have the line
             place = line.strip() if line.strip().startswith("table") else place
             found[f"rule {number} in {place}"] = line
         for table, name, elements in _sets(listed):
