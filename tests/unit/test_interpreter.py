@@ -358,7 +358,7 @@ def imported(path: Path) -> set[str]:
 
 COMPILER = ("rules", "state", "tenant", "policy", "overlay", "underlay", "epoch", "fabric", "readback", "neighbours")
 INTERPRETER = [*NETWORK.glob("interpreter/*.py"), *NETWORK.glob("linux/interpreter/*.py")]
-MODEL = [NETWORK / "reference.py", NETWORK / "policy_model.py"]
+MODEL = [*NETWORK.glob("reference*.py"), NETWORK / "policy_model.py"]
 
 
 @pytest.mark.parametrize("path", INTERPRETER, ids=lambda path: path.name)
@@ -370,7 +370,7 @@ def test_the_interpreter_knows_neither_compiler_nor_model(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODEL, ids=lambda path: path.name)
 def test_the_model_knows_neither_compiler_nor_interpreter(path: Path) -> None:
-    data = ("space", "delivery")  # the packet classes that both speak of
+    data = ("space", "delivery", "links")  # what both speak of: packet classes, places, entries
     for name in imported(path):
         assert not name.startswith("insula.network.linux"), name
         if name.startswith("insula.network.interpreter."):

@@ -62,6 +62,8 @@ def label(tenant: str, place: NetworkPlace) -> str:
         return "outside"
     if place.kind == "device":
         return f"{tenant}/device:{place.name}"
+    if place.kind == "overlay":
+        return f"{tenant}/{place.name} on other hosts"
     return place.name if place.kind in ("tenant", "peer") else place.kind
 
 

@@ -29,7 +29,7 @@ from insula.model.policies import (
     Selector,
 )
 from insula.network.addresses import link_local
-from insula.network.intent import TenantIntent
+from insula.network.intent import RemotePort, TenantIntent
 
 
 class Verdict(NamedTuple):
@@ -187,18 +187,29 @@ def _operator(intent: TenantIntent, source: str, destination: str, protocol: str
 # -- addresses ---------------------------------------------------------------------------------------------------------
 
 
-def port_of(intent: TenantIntent, address: str) -> Port | None:
-    """Return the port of the instance that has this address, or is allowed to use it; None if nobody is, or if ports
-    that rules may tell apart are."""
+def port_of(intent: TenantIntent, address: str) -> Port | RemotePort | None:
+    """Return the port of the instance that has this address, or is allowed to use it, here or on another host; None if
+    nobody is, or if ports that rules may tell apart are."""
     wanted = _address(address)
-    own = [port for port in intent.ports if any(_address(each) == wanted for each in _own_addresses(port))]
-    allowed = [port for port in intent.ports if _within(address, [pair.address for pair in port.allowed_pairs])]
+    every: list[Port | RemotePort] = [*intent.ports, *_elsewhere(intent)]
+    own = [port for port in every if any(_address(each) == wanted for each in _own_addresses(port))]
+    allowed: list[Port | RemotePort] = [
+        port for port in intent.ports if _within(address, [pair.address for pair in port.allowed_pairs])
+    ]
     found = own or allowed
     alike = all((p.network, _labels(intent, p)) == (found[0].network, _labels(intent, found[0])) for p in found)
     return found[0] if found and alike else None
 
 
-def _own_addresses(port: Port) -> list[str]:
+def _elsewhere(intent: TenantIntent) -> list[RemotePort]:
+    """Return the ports on other hosts. One that is here too has moved here."""
+    here = {(port.network, port.instance) for port in intent.ports} if intent.remotes else set()
+    return [remote for remote in intent.remotes if (remote.network, remote.instance) not in here]
+
+
+def _own_addresses(port: Port | RemotePort) -> list[str]:
+    if isinstance(port, RemotePort):
+        return [*port.addresses, *([link_local(port.mac)] if any(":" in each for each in port.addresses) else [])]
     return [port.address, *([port.address6, link_local(port.mac)] if port.address6 else [])]
 
 
@@ -221,5 +232,5 @@ _address = functools.lru_cache(maxsize=8192)(ip_address)
 _network = functools.lru_cache(maxsize=8192)(ip_network)
 
 
-def _labels(intent: TenantIntent, port: Port) -> Mapping[str, str]:
+def _labels(intent: TenantIntent, port: Port | RemotePort) -> Mapping[str, str]:
     return intent.policy.labels.get(port.instance, {})

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from insula.model.objects import Tenant
-from insula.network import findings
+from insula.network import findings, link_findings
 from insula.network.expectation import Expectation
 from insula.network.fabric import Entries, Fabric
 from insula.network.findings import ProofFinding
@@ -98,6 +98,7 @@ class Prover:
             _compare(proof, name, delivery, expected)
         proof.findings += findings.forged(name, found.forgeries)
         proof.findings += findings.overheard(name, found.overheard)
+        proof.findings += link_findings.findings(intent, found.links)
         proof.findings += findings.unknown(name, found.unknown)
         self._known[name] = _Known(found, intent, mine, entries, proof)
         return proof

@@ -25,6 +25,7 @@ from insula.network.interpreter.delivery import NetworkPlace, PacketSource
 from insula.network.interpreter.space import ECHO, ICMP, ICMPV6, TCP, UDP, Boundaries, NumberRange, Space
 from insula.network.ranges import contains, overlap, range_of
 from insula.network.reference_host import RESOLVERS
+from insula.network.reference_links import addresses_of, remotes
 from insula.network.reference_outside import OutsideReference
 from insula.network.reference_policies import PolicyReference
 from insula.network.reference_ranges import Outside
@@ -58,6 +59,12 @@ class ReferenceModel:
         self._outside = Outside(version, reserved)
         self._running_places = {place_of(port) for port in intent.ports if port.index in running}
         self._doors = OutsideReference(intent, version, entries or Entries())
+        self._elsewhere = {
+            int(ip_address(text)): remote.network
+            for remote in remotes(intent)
+            for text in addresses_of(remote)
+            if (":" in text) == (version == 6)
+        }
 
     # -- addresses ---------------------------------------------------------------------------------------------------
 
@@ -95,7 +102,7 @@ class ReferenceModel:
 
     def cut(self, into: Boundaries) -> None:
         """Add the boundaries of the intent."""
-        for address in self.owners():
+        for address in (*self.owners(), *self._elsewhere):
             into.addresses.add(address, address)
         for network in self._networks.values():
             if (subnet := self.subnet(network)) and (gateway := self.gateway(network)) is not None:
@@ -237,6 +244,8 @@ class ReferenceModel:
         owner = owners.get(range_.low) if range_.low == range_.high else None
         if owner is not None and owner.network in joined:
             return place_of(owner)
+        if range_.low == range_.high and self._elsewhere.get(range_.low) in joined:
+            return NetworkPlace("overlay", self._elsewhere[range_.low])
         if any(subnet and overlap(subnet, range_) for subnet in map(self.subnet, joined.values())):
             return None
         for peering in self.intent.peerings:
@@ -252,7 +261,7 @@ class ReferenceModel:
         """Whether packets to these addresses have to come to their place, and not only may."""
         if place.kind == "uplink":
             return self._outside.has(range_)
-        if place.kind == "peer":
+        if place.kind in ("peer", "overlay"):
             return not self._outside.is_special(range_)
         if range_.low in self._own():
             return False

@@ -15,13 +15,14 @@ class NetworkPlace(NamedTuple):
 
     A ``port`` of an instance, the tenant's ``router`` itself, its ``uplink`` to the host (``untranslated`` if packets
     leave with another source address than the tenant's), the ``host``, the ``outside`` beyond it, another ``tenant``, a
-    ``peer`` (a tenant that this one has agreed with), or a strange ``device``.
+    ``peer`` (a tenant that this one has agreed with), the ``overlay`` of a network with ports on other hosts, or a
+    strange ``device``.
 
     `address` is that of packets which are translated: at a port or a tenant their destination with its port, as
     `translated` writes them, and if they leave untranslated their source.
     """
 
-    kind: Literal["port", "router", "uplink", "untranslated", "host", "outside", "tenant", "peer", "device"]
+    kind: Literal["port", "router", "uplink", "untranslated", "host", "outside", "tenant", "peer", "overlay", "device"]
     name: str = ""
     address: str = ""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from insula.network.interpreter.delivery import Delivery
+from insula.network.interpreter.links import LinkLayer
 from insula.network.interpreter.space import NumberRange
 
 
@@ -40,4 +41,5 @@ class Interpretation:
     above: Sequence[Delivery] = ()
     forgeries: Sequence[Forgery] = ()
     overheard: Sequence[Overheard] = ()
+    links: LinkLayer = field(default_factory=LinkLayer)
     unknown: set[str] = field(default_factory=set)

@@ -6,6 +6,7 @@ import functools
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from insula.kernel.netlink import Rtnl, rulesets
@@ -25,6 +26,7 @@ from insula.network.linux.interpreter.routes import (
 )
 
 _RTM_GETRULE: Final = 34
+_NDA_VNI: Final = 7
 _FAILED: Final = 0x20  # NUD_FAILED
 
 
@@ -43,6 +45,8 @@ class Stack:
     """MAC addresses by (version of IP, index of the device, address)."""
     forwarding: Mapping[int, Mapping[str, frozenset[int]]]
     """The ports of each bridge to which frames for a MAC address go, by the index of the bridge."""
+    tunnels: Mapping[tuple[int, str], frozenset[tuple[str, int | None]]]
+    """The hosts that VXLAN devices send frames to, by (index, MAC address), and the VNI if it is not the device's."""
     filters_bridged: Mapping[int, bool]
     """Whether br_netfilter passes bridged packets through the rules for routed ones, by version of IP."""
     program: Program
@@ -76,6 +80,7 @@ class StackReader:
         """Return the stack; the same object as the last time if nothing has changed. NetlinkError."""
         links = {link.index: link for link in self._rtnl.links()}
         generation, program = self._rules()
+        forwarding, tunnels = self._entries(links)
         read = Stack(
             generation=generation,
             program=program,
@@ -84,7 +89,8 @@ class StackReader:
             routes={v: list(self._routes(v)) for v in FAMILIES},
             rules={v: [parse_rule(body) for body in self._dump(_RTM_GETRULE, FAMILIES[v])] for v in FAMILIES},
             neighbours=dict(self._neighbours()),
-            forwarding=self._forwarding(links),
+            forwarding=forwarding,
+            tunnels=tunnels,
             filters_bridged=filters_bridged,
         )
         if self._last is None or self._last != read:
@@ -128,15 +134,36 @@ class StackReader:
                     address = int.from_bytes(parts[rt.NDA_DST], "big")
                     yield (version, index, address), parts[rt.NDA_LLADDR].hex(":")
 
-    def _forwarding(self, links: Mapping[int, Link]) -> dict[int, dict[str, frozenset[int]]]:
+    def _entries(
+        self, links: Mapping[int, Link]
+    ) -> tuple[dict[int, dict[str, frozenset[int]]], dict[tuple[int, str], frozenset[tuple[str, int | None]]]]:
+        """Return the forwarding entries of bridges, and those of VXLAN devices."""
         found: dict[int, dict[str, frozenset[int]]] = {}
+        tunnels: dict[tuple[int, str], frozenset[tuple[str, int | None]]] = {}
         for body in self._rtnl.dump(rt.RTM_GETNEIGH, rt.NEIGH.pack(socket.AF_BRIDGE, 0, 0, 0, 0)):
             _, index, state, flags, _ = rt.NEIGH.unpack_from(body)
             link = links.get(index)
-            if link is None or link.master is None or flags & rt.NTF_SELF or state & rt.NUD_PERMANENT:
+            if link is None:
+                continue
+            if link.kind == "vxlan" and flags & rt.NTF_SELF:
+                _add_tunnel(tunnels, index, rtattr.parse(body[rt.NEIGH.size :]))
+                continue
+            if link.master is None or flags & rt.NTF_SELF or state & rt.NUD_PERMANENT:
                 continue  # a permanent entry is an address of the bridge itself
             parts = rtattr.parse(body[rt.NEIGH.size :])
             if rt.NDA_LLADDR in parts:
                 entries, mac = found.setdefault(link.master, {}), parts[rt.NDA_LLADDR].hex(":")
                 entries[mac] = entries.get(mac, frozenset()) | {index}
-        return found
+        return found, tunnels
+
+
+def _add_tunnel(
+    into: dict[tuple[int, str], frozenset[tuple[str, int | None]]], index: int, parts: Mapping[int, bytes]
+) -> None:
+    """Add an entry of a VXLAN device; one that leads to no host, but to a group of next hops, has no name here."""
+    if rt.NDA_LLADDR not in parts:
+        return
+    key = index, parts[rt.NDA_LLADDR].hex(":")
+    host = str(ip_address(parts[rt.NDA_DST])) if rt.NDA_DST in parts else "unknown"
+    vni = rtattr.integer(parts[_NDA_VNI]) if _NDA_VNI in parts else None
+    into[key] = into.get(key, frozenset()) | {(host, vni)}

@@ -11,6 +11,7 @@ from insula.network.interpreter.fields import HeaderFields
 from insula.network.interpreter.interpretation import Interpretation, Overheard
 from insula.network.interpreter.space import Space
 from insula.network.linux.interpreter.forwarding import Forwarding
+from insula.network.linux.interpreter.links import link_layer
 from insula.network.linux.interpreter.spoofing import PortIdentity, Spoofing
 from insula.network.linux.interpreter.stack import Stack
 from insula.network.linux.interpreter.view import InterpreterView
@@ -26,7 +27,8 @@ class TenantInterpreter:
         self.stack = stack
         self.view = view
         peers = {device: place for device, (place, _) in view.peers.items()}
-        self.places = {**view.ports, **peers, view.uplink: NetworkPlace("uplink")}
+        overlays = {device: NetworkPlace("overlay", network) for device, network in view.overlays.items()}
+        self.places = {**view.ports, **peers, **overlays, view.uplink: NetworkPlace("uplink")}
 
     def interpret(self) -> Interpretation:
         """Return whom the tenant's ports and its uplink reach."""
@@ -41,6 +43,7 @@ class TenantInterpreter:
         found.forgeries = sorted({each for version in self.view.cuts for each in spoofing.forgeries(version)})
         found.inside, found.above = inside, above
         found.overheard = list(self._overheard())
+        found.links = link_layer(self.stack, self.view.overlays)
         found.unknown = spoofing.unknown.union(*(each.unknown for each in (*inside, *above)))
         return found
 

@@ -36,6 +36,8 @@ class InterpreterView:
     owners: Mapping[int, Mapping[int, str]]
     peers: Mapping[str, tuple[NetworkPlace, Mapping[int, Sequence[NumberRange]]]]
     """The devices of peerings, each with the addresses of the other side's networks by version."""
+    overlays: Mapping[str, str]
+    """Networks by the name of the device that leads to their ports on other hosts."""
     uplink: str
     translated: Mapping[int, NumberRange]
     """The addresses that packets have after translation, by version."""
@@ -44,10 +46,11 @@ class InterpreterView:
 
 @dataclass(frozen=True)
 class DeviceNames:
-    """The names of devices: of the port and of the peering with an index, and of the uplink."""
+    """The names of devices: of the port, peering, and overlay of a network with an index, and of the uplink."""
 
     port: Callable[[int], str]
     peering: Callable[[int], str]
+    overlay: Callable[[int], str]
     uplink: str
 
 
@@ -76,7 +79,11 @@ def view(
             ]
             for version in cuts
         },
-        owners={version: {**_further(ports, version), **_own(ports, version)} for version in cuts},
+        owners={
+            version: {**_elsewhere(intent, version), **_further(ports, version), **_own(ports, version)}
+            for version in cuts
+        },
+        overlays={devices.overlay(network.index): network.name for network in intent.networks},
         peers={
             devices.peering(each.index): (
                 NetworkPlace("peer", each.peer.name),
@@ -102,6 +109,12 @@ def _further(ports: Sequence[Port], version: int) -> dict[int, str]:
         for pair in port.allowed_pairs
         if "/" not in pair.address and (address := ip_address(pair.address)).version == version
     }
+
+
+def _elsewhere(intent: TenantIntent, version: int) -> dict[int, str]:
+    """Return the MAC addresses of ports on other hosts by their addresses."""
+    addresses = [(ip_address(text), remote.mac) for remote in intent.remotes for text in remote.addresses]
+    return {int(address): mac for address, mac in addresses if address.version == version}
 
 
 def _addresses(port: Port, version: int) -> list[int]:

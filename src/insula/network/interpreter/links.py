@@ -1,0 +1,26 @@
+"""What an interpreter says about links: the hosts that frames go to, and the MAC addresses that packets are sent to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+UNKNOWN_MAC: Final = "00:00:00:00:00:00"
+"""The entry of a VXLAN device for frames whose destination has none: they are flooded to its hosts."""
+
+
+class TunnelEnd(NamedTuple):
+    """Another host, by its underlay address, and the VXLAN network identifier of the frames that it gets (RFC 7348)."""
+
+    host: str
+    vni: int
+
+
+@dataclass(frozen=True)
+class LinkLayer:
+    """`tunnels` are the hosts that frames of a network go to, by (network, destination MAC address); `neighbours` the
+    MAC addresses that packets are sent to, by (network, IP address)."""
+
+    tunnels: Mapping[tuple[str, str], frozenset[TunnelEnd]] = field(default_factory=dict)
+    neighbours: Mapping[tuple[str, str], str] = field(default_factory=dict)

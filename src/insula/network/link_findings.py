@@ -1,0 +1,88 @@
+"""Differences of the link layer: frames that go to another host, network or instance than they should."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from insula.network.findings import ProofFinding, Witness
+from insula.network.intent import TenantIntent
+from insula.network.interpreter.links import UNKNOWN_MAC, LinkLayer, TunnelEnd
+from insula.network.interpreter.space import UDP
+from insula.network.reference_links import links, owner, remotes
+
+_NO_ONE = "02:00:00:00:00:00"
+"""A MAC address that nobody has."""
+
+
+def findings(intent: TenantIntent, found: LinkLayer) -> Iterator[ProofFinding]:
+    """Yield the differences of the links from what the tenant wants."""
+    wanted = links(intent)
+    yield from _tunnels(intent, found, wanted)
+    yield from _neighbours(intent, found, wanted)
+
+
+def _tunnels(intent: TenantIntent, found: LinkLayer, wanted: LinkLayer) -> Iterator[ProofFinding]:
+    for network, mac in dict.fromkeys([*found.tunnels, *wanted.tunnels]):
+        have, right = (each.tunnels.get((network, mac), frozenset()) for each in (found, wanted))
+        what = f"network {network} for {_name(intent, network, mac)}"
+        for end in sorted(have - right):
+            why = "of another network" if end.vni not in {each.vni for each in right} and right else "and should not"
+            text = f"{intent.tenant.name}: frames of {what} go to {_end(end)}, {why}"
+            yield _finding(intent, network, mac, "leak", f"host {end.host}", text)
+        for end in sorted(right - have):
+            text = f"{intent.tenant.name}: frames of {what} should go to {_end(end)}, and don't"
+            yield _finding(intent, network, mac, "blocked", f"host {end.host}", text)
+
+
+def _neighbours(intent: TenantIntent, found: LinkLayer, wanted: LinkLayer) -> Iterator[ProofFinding]:
+    for (network, address), mac in wanted.neighbours.items():
+        have = found.neighbours.get((network, address))
+        if have == mac:
+            continue
+        tenant, name = intent.tenant.name, _name(intent, network, mac)
+        if have is None:
+            text = f"{tenant}: nobody answers in network {network} for {address} of {name}"
+            yield _finding(intent, network, mac, "blocked", f"{tenant}/{name}", text, address)
+        else:
+            to = _name(intent, network, have)
+            text = f"{tenant}: packets to {address} of {name} go to the MAC address of {to}"
+            yield _finding(intent, network, mac, "leak", f"{tenant}/{to}", text, address)
+
+
+def _finding(
+    intent: TenantIntent,
+    network: str,
+    mac: str,
+    kind: Literal["leak", "blocked"],
+    target: str,
+    text: str,
+    address: str | None = None,
+) -> ProofFinding:
+    """Return a finding with a packet of an instance of the network, if there is one, as its witness."""
+    tenant, sender = intent.tenant.name, next((port for port in intent.ports if port.network == network), None)
+    if sender is None:
+        return ProofFinding(tenant, kind, tenant, target, 1, None, text)
+    source = f"{tenant}/{sender.instance}"
+    if address is None and (of := next((r for r in remotes(intent) if (r.network, r.mac) == (network, mac)), None)):
+        address = next(iter(of.addresses), None)
+    if address is None:  # a frame for nobody
+        return ProofFinding(tenant, "overheard", source, target, 1, Witness(0, "", _no_one(mac), 0), text)
+    own = sender.address6 or "" if ":" in address else sender.address
+    packet = Witness(6 if ":" in address else 4, own, address, UDP, 40000, 9)
+    return ProofFinding(tenant, kind, source, target, 1, packet, f"{text}: {packet.text}")
+
+
+def _no_one(mac: str) -> str:
+    return _NO_ONE if mac == UNKNOWN_MAC else mac
+
+
+def _name(intent: TenantIntent, network: str, mac: str) -> str:
+    if mac == UNKNOWN_MAC:
+        return "addresses without an entry"
+    port = owner(intent, network, mac)
+    return port.instance if port else f"{mac}, which nobody has"
+
+
+def _end(end: TunnelEnd) -> str:
+    return f"host {end.host} with VNI {end.vni}"

@@ -1,0 +1,39 @@
+"""The reference model of links: where frames for instances on other hosts should go, by the tenant's intent alone."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from insula.model.objects import Port
+from insula.network.addresses import link_local
+from insula.network.intent import RemotePort, TenantIntent
+from insula.network.interpreter.links import LinkLayer, TunnelEnd
+
+
+def remotes(intent: TenantIntent) -> list[RemotePort]:
+    """Return the ports on other hosts. One that is here too has moved here."""
+    here = {(port.network, port.mac) for port in intent.ports}
+    known = {network.name for network in intent.networks}
+    return [each for each in intent.remotes if each.network in known and (each.network, each.mac) not in here]
+
+
+def addresses_of(remote: RemotePort) -> list[str]:
+    """Return the addresses of a port on another host, with IPv6 the link-local one as well."""
+    six = any(":" in address for address in remote.addresses)
+    return [*remote.addresses, *([link_local(remote.mac)] if six else [])]
+
+
+def links(intent: TenantIntent) -> LinkLayer:
+    """Return the only hosts that frames may go to, and the neighbours that are on them."""
+    vnis = {network.name: network.vni for network in intent.networks}
+    beyond = remotes(intent)
+    return LinkLayer(
+        {(each.network, each.mac): frozenset([TunnelEnd(each.host, vnis[each.network])]) for each in beyond},
+        {(each.network, str(ip_address(a))): each.mac for each in beyond for a in addresses_of(each)},
+    )
+
+
+def owner(intent: TenantIntent, network: str, mac: str) -> RemotePort | Port | None:
+    """Return the port of a network with this MAC address."""
+    every: list[RemotePort | Port] = [*intent.ports, *remotes(intent)]
+    return next((each for each in every if (each.network, each.mac) == (network, mac)), None)
