@@ -6,12 +6,24 @@ original's MAC address; the host names both.
 
 from __future__ import annotations
 
+import contextlib
+
 from insula.kernel.netlink import requests
 from insula.kernel.netlink.rtnetlink import Rtnl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+_SETTINGS = {
+    "ipv4/ip_unprivileged_port_start": "0",
+    "ipv4/ping_group_range": "0 2147483647",
+    **{
+        f"ipv6/conf/{scope}/{name}": "0"
+        for scope in ("all", "default")
+        for name in ("accept_ra", "autoconf", "accept_redirects", "accept_dad")
+    },
+}
 
 
 def raise_loopback() -> None:
@@ -22,7 +34,14 @@ def raise_loopback() -> None:
 
 def configure(interfaces: list[dict[str, Any]], routes: list[dict[str, Any]]) -> None:
     """Configure devices: `hardware` is the MAC address that one has, `mac` the one that it is to have, `name`, `mtu`
-    and `addresses` with prefix lengths; routes have `destination`, `gateway` and the device's name. OSError."""
+    and `addresses` with prefix lengths; routes have `destination`, `gateway` with its MAC address `hardware`, and the
+    device's name. OSError.
+
+    As in a container the gateway needs no discovery, and nothing is taken from router advertisements.
+    """
+    for path, value in _SETTINGS.items():
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/sys/net/{path}", "w") as file:
+            file.write(value)
     with Rtnl() as rtnl:
         found = {link.mac: link for link in rtnl.links()}
         index: dict[str, int] = {}
@@ -38,7 +57,11 @@ def configure(interfaces: list[dict[str, Any]], routes: list[dict[str, Any]]) ->
             )
         rtnl.execute(
             *(
-                requests.add_route(each["destination"], index=index[each["interface"]], gateway=each["gateway"])
+                request
                 for each in routes
+                for request in (
+                    requests.add_neighbour(index[each["interface"]], each["gateway"], each["hardware"]),
+                    requests.add_route(each["destination"], index=index[each["interface"]], gateway=each["gateway"]),
+                )
             )
         )

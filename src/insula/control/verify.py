@@ -8,7 +8,7 @@ and the report has findings, the measurement is repeated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack, suppress
 
 import msgspec
@@ -20,7 +20,7 @@ from insula.control.networks.intents import Intents
 from insula.control.tasks import Tasks
 from insula.model.errors import NotFound
 from insula.model.views import VerifyReport
-from insula.network.fabric import NetnsNic
+from insula.network.fabric import NetnsNic, TapNic
 from insula.network.intent import TenantIntent
 from insula.network.proof import Prover
 from insula.network.verify import verify
@@ -65,13 +65,13 @@ class Verifier:
                 async with AsyncExitStack() as held:
                     await context.prepared(tenant.name)
                     await held.enter_async_context(context.locks[tenant.name])
-                    running = self._namespaces(held)
+                    netns, taps = self._nics(held)
                     if intent := await self.intents.build(tenant.name):
                         intents.append(intent)
-                        found += await asyncio.to_thread(self._of_tenant, intent, running)
+                        found += await asyncio.to_thread(self._of_tenant, intent, {*netns, *taps})
             return found + await asyncio.to_thread(self._of_host, intents)
 
-    def _of_tenant(self, intent: TenantIntent, running: Mapping[int, int]) -> list[str]:
+    def _of_tenant(self, intent: TenantIntent, running: Collection[int]) -> list[str]:
         installed = self.context.fabric.installed(intent.tenant)
         drift = [f"{intent.tenant.name}: {text}" for text in installed.drift]
         if not installed.namespace:
@@ -119,15 +119,17 @@ class Verifier:
             for tenant in tenants:  # in name order: no deadlock
                 await held.enter_async_context(context.locks[tenant.name])
             ports = [port for m in self.managed.of(None) for port in m.instance.plugged]
-            netns = self._namespaces(held)
+            netns, taps = self._nics(held)
             intents = [intent for tenant in tenants if (intent := await self.intents.build(tenant.name))]
             return await asyncio.to_thread(
-                verify, context.fabric, tenants, networks, ports, netns, routers, intents, self.prover
+                verify, context.fabric, tenants, networks, ports, netns, routers, intents, self.prover, taps
             )
 
-    def _namespaces(self, held: AsyncExitStack) -> dict[int, int]:
-        """A descriptor of each running instance's network namespace, by the indices of its ports."""
+    def _nics(self, held: AsyncExitStack) -> tuple[dict[int, int], set[int]]:
+        """A descriptor of each running instance's network namespace, by the indices of its ports; and the indices of
+        ports that are taps."""
         found: dict[int, int] = {}
+        taps: set[int] = set()
         for managed in self.managed.of(None):
             ports = managed.instance.plugged
             if ports and managed.status.state in ("running", "paused", "stopping"):
@@ -136,7 +138,9 @@ class Verifier:
                     held.callback(nic.close)
                     if isinstance(nic, NetnsNic):
                         found |= {port.index: nic.fd for port in ports}
-        return found
+                    elif isinstance(nic, TapNic):
+                        taps |= {port.index for port in ports}
+        return found, taps
 
 
 def _concerned(report: VerifyReport) -> set[str]:

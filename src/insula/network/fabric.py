@@ -35,12 +35,17 @@ class NetnsNic(NamedTuple):
 
 
 class TapNic(NamedTuple):
-    """A tap device by its name (tuntap.rst), for a virtual machine."""
+    """A tap device (tuntap.rst), for a virtual machine: the instance's end is a descriptor, the device is the fabric's,
+    which moves it. `close` it after use: the machine has another descriptor, with which the device ends.
 
-    device: str
+    None is the tap of a machine that runs: only the machine has its descriptor then.
+    """
+
+    fd: int | None
 
     def close(self) -> None:
-        """Do nothing: no descriptor is open."""
+        if self.fd is not None:
+            os.close(self.fd)
 
 
 class VfNic(NamedTuple):

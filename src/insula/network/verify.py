@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from insula.model.objects import Network, Port, Tenant
@@ -38,15 +38,18 @@ def verify(
     routers: Sequence[Router] = (),
     intents: Sequence[TenantIntent] | None = None,
     prover: Prover | None = None,
+    taps: Collection[int] = (),
 ) -> VerifyReport:
     """Make the report on all running instances. `netns` has a namespace descriptor for each port, by `Port.index`.
 
-    Ports without one are left out. `intents` are those of the tenants, by default what the other arguments say. A
+    `taps` are the indices of ports that are taps of virtual machines, whose insides can't be looked at. Other ports are
+    left out. `intents` are those of the tenants, by default what the other arguments say. A
     `prover` remembers the tenants that were proven before. Blocks for about a second.
     """
     started = time.monotonic()
     by_name = {(network.tenant, network.name): network for network in networks}
-    running = [port for port in ports if port.index in netns and (port.tenant, port.network) in by_name]
+    there = {*netns, *taps}
+    running = [port for port in ports if port.index in there and (port.tenant, port.network) in by_name]
     installed = [fabric.installed(tenant) for tenant in tenants]
     host_drift = fabric.host_drift()
     drift = [f"host: {text}" for text in host_drift]
@@ -54,11 +57,11 @@ def verify(
         drift += [
             f"{one.tenant}: {text}" for text in (*one.drift, *reachability.differences(one, networks, running, routers))
         ]
-    drift += fabric.strange_devices(netns, running)
+    drift += fabric.strange_devices(netns, [port for port in running if port.index in netns])
     if intents is None:
         intents = [_intent(tenant, networks, ports, routers) for tenant in tenants]
     present = {one.tenant for one in installed if one.namespace}
-    proof = (prover or Prover(fabric)).prove([each for each in intents if each.tenant.name in present], netns)
+    proof = (prover or Prover(fabric)).prove([each for each in intents if each.tenant.name in present], there)
     may, by_policies = reachability.WantedReachability(networks, routers), reachability.PolicyReachability(intents)
 
     def wanted(source: Endpoint, target: Endpoint) -> bool:

@@ -108,6 +108,17 @@ def set_link(
     return Request(f"set link {index}", rt.RTM_NEWLINK, 0, body)
 
 
+def move_link(index: int, netns: int, *, name: str, new_index: int) -> Request:
+    """Move a link to the namespace behind the descriptor `netns`, where it has another name and index. EEXIST if a link
+    there has the name, EBUSY if one has the index. It is down afterwards."""
+    body = _link_body(index) + rtattr.attributes(
+        (rt.IFLA_NET_NS_FD, rtattr.u32(netns)),
+        (rt.IFLA_IFNAME, rtattr.text(name)),
+        (rt.IFLA_NEW_IFINDEX, rtattr.u32(new_index)),
+    )
+    return Request(f"move link {index}", rt.RTM_NEWLINK, 0, body)
+
+
 def set_bridge_port(
     index: int,
     *,

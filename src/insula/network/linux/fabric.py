@@ -319,15 +319,14 @@ class LinuxFabric(HasOutside, HasShaper):
         beside: Places = (),
         labels: Mapping[str, str] = NO_LABELS,
     ) -> None:
-        """Connect a network namespace to the network; other kinds of nic are refused (Unavailable)."""
-        if not isinstance(nic, NetnsNic):
-            kind = "a tap device" if isinstance(nic, TapNic) else "a virtual function"
-            raise Unavailable(f"{port.instance} has {kind}, which the linux fabric does not support", "use a container")
+        """Connect a network namespace or a tap to the network; a virtual function is refused (Unavailable)."""
+        if not isinstance(nic, NetnsNic | TapNic):
+            raise Unavailable(f"{port.instance} has a virtual function, which is not supported", "use a container")
         self._check_recorded(tenant)
         namespace = self._tenant(tenant)
         self._names.admit(port, labels, namespace.netns, self._upstream(tenant))
-        namespace.plug(network, port, nic.fd, beside, labels)
-        if beside:
+        namespace.plug(network, port, nic, beside, labels)
+        if beside and isinstance(nic, NetnsNic):
             self._beyond.install(tenant.name, nic.fd, [(network, port), *beside])
         self.shaper.plugged(namespace, port)
         self._resolver.add_name(tenant, port.instance, addresses(port))

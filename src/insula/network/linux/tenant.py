@@ -7,7 +7,7 @@ plugging a port needs no setns(2) into it.
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,15 +16,15 @@ from typing import Final
 
 from insula.kernel import descriptors, netlink
 from insula.kernel.injection import Injector
-from insula.kernel.netlink import NetlinkError, Rtnl
+from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink.nftables import ElementCounter, NftablesSocket
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
-from insula.model.errors import Conflict, InsulaError
+from insula.model.errors import InsulaError
 from insula.model.objects import Network, Port, Tenant
 from insula.model.routers import Router
 from insula.network.addresses import gateway_mac, uplink_mac
-from insula.network.fabric import Places, Traffic, TrafficCounter
+from insula.network.fabric import NetnsNic, Places, TapNic, Traffic, TrafficCounter
 from insula.network.intent import TenantIntent
 from insula.network.linux import (
     interfaces,
@@ -39,10 +39,10 @@ from insula.network.linux import (
     sysctl,
     transit,
 )
-from insula.network.linux.deletion import group_of, is_gone
+from insula.network.linux.connections import PortConnections
+from insula.network.linux.deletion import group_of
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.guests import GuestServer
-from insula.network.linux.interfaces import addresses_of
 from insula.network.linux.interpreter.stack import StackReader
 from insula.network.linux.naming import Naming
 from insula.network.linux.outside.tenant import TenantOutside
@@ -91,7 +91,7 @@ class TenantNamespace:
         self._previous_macs: dict[str, str] = {}  # the last MAC address of each IP address
         self._remotes: set[tuple[str, str]] = set()  # (network, MAC address) of ports on other hosts
         self._injector = injector
-        self._procfs = procfs
+        self._connections = PortConnections(names, self.rtnl, procfs, self.delete_marked, self._replace_elements)
         self._server = guests
         self._guests = guests.serve(self.netns)
 
@@ -319,41 +319,63 @@ class TenantNamespace:
     # -- ports ---------------------------------------------------------------------------------------------------
 
     def plug(
-        self, network: Network, port: Port, netns: int, beside: Places = (), labels: Mapping[str, str] = NO_LABELS
+        self,
+        network: Network,
+        port: Port,
+        nic: NetnsNic | TapNic,
+        beside: Places = (),
+        labels: Mapping[str, str] = NO_LABELS,
     ) -> None:
-        """Connect the namespace `netns` to a port; an existing connection is repaired. `beside` are the instance's
-        other ports, which are connected, and `labels` those of the instance."""
-        with contextlib.ExitStack() as undo:
-            with reported(network, port):
-                inside = call_in(netns, lambda: self._enter(network, port))
-            self._ports.add(port.index)
-            try:
-                undo.callback(self.unplug, network, port)
-                with reported(network, port):
-                    try:
-                        self._connect(network, port, netns)
-                    except NetlinkError as error:
-                        if error.errno != errno.EEXIST:
-                            raise
-                        self._reconnect(network, port, netns, inside)
-                        self._replace_elements(port)
-                    self.policy.admit(port, labels, rules.add(self.naming.prefix, rules.of_port(port)))
-                    pairs.replace(self._nftables, self.naming.prefix, port, plugged=True)
-                    interfaces.configure(inside, network, port, beside)
-                    self.rtnl.sync_carrier(naming.port(port.index))
-                    inside.sync_carrier(port.interface)
-                    self._announce(port)
-                    self._guests.add(network, port)
-                undo.pop_all()
-            finally:
-                inside.close()
+        """Connect a nic to a port; an existing connection is repaired. `beside` are the instance's other ports, which
+        are connected, and `labels` those of the instance."""
+        if isinstance(nic, TapNic):
+            self._plug_tap(network, port, nic.fd, labels)
+        else:
+            self._plug_netns(network, port, nic.fd, beside, labels)
 
-    def _enter(self, network: Network, port: Port) -> Rtnl:
-        """Write settings and rules in the instance's namespace, and open a socket for the rest. Runs in it."""
-        new = neighbours.bound(self.naming.prefix, interfaces.gateways(network, port))
-        settings = sysctl.interface(ipv6=port.address6 is not None)
-        sysctl.write({**sysctl.INSTANCE, **settings} if new else settings, self._procfs)
-        return Rtnl()
+    def _plug_netns(self, network: Network, port: Port, netns: int, beside: Places, labels: Mapping[str, str]) -> None:
+        with reported(network, port):
+            inside = self._connections.enter(network, port, netns)
+
+        def configure() -> None:
+            interfaces.configure(inside, network, port, beside)
+            inside.sync_carrier(port.interface)
+
+        with contextlib.closing(inside):
+            connect = functools.partial(self._connections.veth, network, port, netns, inside)
+            self._plug(network, port, labels, connect, configure)
+
+    def _plug_tap(self, network: Network, port: Port, tap: int | None, labels: Mapping[str, str]) -> None:
+        """Connect a tap; None is that of a machine which runs. The machine configures its own end."""
+        self._plug(
+            network,
+            port,
+            labels,
+            functools.partial(self._connections.tap, network, port, tap, self.netns),
+            lambda: None,
+        )
+
+    def _plug(
+        self,
+        network: Network,
+        port: Port,
+        labels: Mapping[str, str],
+        connect: Callable[[], None],
+        configure: Callable[[], None],
+    ) -> None:
+        """Connect a port, admit its packets, and then have the instance's end configured. A failure undoes it."""
+        with contextlib.ExitStack() as undo:
+            self._ports.add(port.index)
+            undo.callback(self.unplug, network, port)
+            with reported(network, port):
+                connect()
+                self.policy.admit(port, labels, rules.add(self.naming.prefix, rules.of_port(port)))
+                pairs.replace(self._nftables, self.naming.prefix, port, plugged=True)
+                configure()
+                self.rtnl.sync_carrier(naming.port(port.index))
+                self._announce(port)
+                self._guests.add(network, port)
+            undo.pop_all()
 
     def _announce(self, port: Port) -> None:
         """Announce addresses whose MAC address has changed; neighbours would use the old one for half a minute."""
@@ -399,55 +421,6 @@ class TenantNamespace:
             if self._marked_groups and not self._closed:
                 self._slow_rtnl.execute(netlink.delete_links(self._marked_groups.pop()))
             return bool(self._marked_groups) and not self._closed
-
-    def _connect(self, network: Network, port: Port, netns: int) -> None:
-        """Make the veth pair in one batch. EEXIST if a device has one of the names; Conflict if the bridge is full."""
-        index, bridge = naming.port_index(port.index), naming.bridge_index(network.index)
-        pair = netlink.veth(
-            naming.port(port.index),
-            port.interface,
-            netns,
-            index=index,
-            peer_mac=port.mac,
-            mtu=network.mtu,
-            master=bridge,
-        )
-        try:
-            self.rtnl.execute(pair, *state.port_settings(network, port))
-        except NetlinkError as error:
-            if error.errno != errno.EXFULL:
-                raise
-            while self.delete_marked():  # marked ports are still counted
-                pass
-            try:
-                self.rtnl.execute(pair, *state.port_settings(network, port))
-            except NetlinkError as still:
-                if still.errno != errno.EXFULL:
-                    raise
-                what = f"network {network.name} has as many ports as a bridge can have, {naming.MAX_PORTS}"
-                raise Conflict(what, "make another network for more instances") from None
-
-    def _reconnect(self, network: Network, port: Port, netns: int, inside: Rtnl) -> None:
-        """Repair an existing device if it leads to this namespace, else replace it."""
-        ours, theirs = self.rtnl.link(naming.port(port.index)), inside.link(port.interface)
-        index = naming.port_index(port.index)
-        if ours and is_gone(ours.group):
-            ours = None
-        if ours and theirs and (ours.index, ours.peer) == (theirs.peer, theirs.index) == (index, theirs.index):
-            repair = netlink.set_link(
-                index, up=True, mtu=network.mtu, master=naming.bridge_index(network.index), alias=port.instance
-            )
-            self.rtnl.execute(repair, *state.port_settings(network, port))
-            inside.execute(netlink.set_link(theirs.index, mac=port.mac, mtu=network.mtu))
-            wanted = {each.with_prefix for each in addresses_of(network, port)}
-            present = [a for a in inside.addresses() if a.index == theirs.index and not a.link_local]
-            inside.execute(
-                *(netlink.delete_address(theirs.index, a.address) for a in present if a.address not in wanted)
-            )
-            return
-        self.rtnl.execute(netlink.delete_link(name=naming.port(port.index)))
-        inside.execute(netlink.delete_link(name=port.interface))
-        self._connect(network, port, netns)
 
     def router_gaps(self, networks: Mapping[str, Network], router: Router) -> Sequence[str]:
         """Return what is missing of a router, as text. `networks` are all of the tenant's, by name."""
