@@ -14,6 +14,7 @@ from pathlib import Path
 
 from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from tests.support.cli import REPOSITORY, Cli
+from tests.support.launcher import Insulad
 from tests.support.machine import CGROUPS, NETNS, Namespaces, Run, put_back_terminals, remove_tree
 from tests.support.snapshot import Snapshot
 from tests.support.wait import patiently, until
@@ -37,6 +38,7 @@ class Daemon:
 
     def __init__(self, run: Run) -> None:
         self.prefix = run.next_prefix()
+        self._launcher = run.launcher()
         self.path = run.path / self.prefix
         self.root, self.run, self.log = self.path / "root", self.path / "run", self.path / "insulad.log"
         self.settings, self.audit = self.path / "insulad.toml", self.path / "audit.log"
@@ -50,11 +52,11 @@ class Daemon:
             "INSULA_PREFIX": self.prefix,
             "INSULA_CONFIG": str(self.settings),
         }
-        self.cli = Cli(self._launcher(), self.run / "insulad.sock")
+        self.cli = Cli(self._command(), self.run / "insulad.sock")
         self.wrapper: tuple[str, ...] = ()  # put before insulad's command line
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Insulad | None = None
 
-    def _launcher(self) -> Path:
+    def _command(self) -> Path:
         """The launcher that scripts/up installs, for the package under test."""
         target = self.path / "insula"
         text = (REPOSITORY / "packaging" / "insula").read_text()
@@ -71,9 +73,12 @@ class Daemon:
 
     def launch(self) -> None:
         """Starts insulad without waiting until it answers."""
-        daemon = (sys.executable, "-I", "-m", "insula.api.daemon")
-        command = Namespaces.wrap(self.namespaces.host, *self.wrapper, *daemon)
         with self.log.open("ab") as log:
+            if not self.wrapper:
+                self._process = self._launcher.launch(self.environment, self.namespaces.host, log.fileno())
+                return
+            daemon = (sys.executable, "-I", "-m", "insula.api.daemon")
+            command = Namespaces.wrap(self.namespaces.host, *self.wrapper, *daemon)
             self._process = subprocess.Popen(
                 command,
                 env=self.environment,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from insula.control.instances.drivers.container.terminals import Terminals
+from tests.support.launcher import Launcher
 
 MARK = "INSULA_TEST_MACHINE"
 RUNS = Path("/tmp/insula-test")
@@ -67,12 +68,20 @@ class Run:
         self._lock = (making / "lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         making.rename(self.path)
+        self._launcher: Launcher | None = None
 
     def next_prefix(self) -> str:
         """For one more daemon; at most eight characters."""
         return f"{self.name}{next(self._daemons):02x}"
 
+    def launcher(self) -> Launcher:
+        """What starts the daemons; it runs from the first use on."""
+        self._launcher = self._launcher or Launcher()
+        return self._launcher
+
     def close(self) -> None:
+        if self._launcher:
+            self._launcher.close()
         remove_cgroups(self.name)
         remove_tree(self.path)
         self._lock.close()

@@ -24,7 +24,7 @@ from tests.system.conftest import TenantFactory
 from tests.system.tenancy.conftest import Houses, People
 
 DASHBOARD = Path(__file__).parents[3] / "packaging" / "grafana" / "insula.json"
-PATHS = 10_000
+PATHS = 2_000
 
 
 def scrape(client: Client) -> dict[str, Metric]:
@@ -74,7 +74,7 @@ def test_a_scrape_has_the_host_and_its_tenants(operator: Client, cli: Cli) -> No
     }  # fmt: skip
 
 
-def test_ten_thousand_paths_make_no_series(daemon: Daemon, operator: Client) -> None:
+def test_thousands_of_paths_make_no_series(daemon: Daemon, operator: Client) -> None:
     """Neither do methods and names of tenants that clients invent."""
     dice = random.Random(1)
     send(daemon, [("GET", "/x"), ("GET", "/v1/tenants/no"), ("PROPFIND", "/v1/tenants"), ("GET", "/v1/whois/1")])

@@ -1,4 +1,4 @@
-"""What a tenant is told stays the same, byte for byte, while another one writes a thousand times."""
+"""What a tenant is told stays the same, byte for byte, while another one writes hundreds of times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.system.tenancy.http import exchange
 from tests.system.tenancy.quota_kinds import rootfs
 from tests.unit.stub_plane import StubPlane
 
-WRITES = 1000
+WRITES = 200
 _OWN_USE = re.compile(rb'"cpu":[0-9.]+|"memory\.(usage_in_bytes|current)":"[0-9]+"')
 """The processor time of a process of one's own and the memory of its control group, which may change by themselves: the
 kernel charges memory in batches (Documentation/admin-guide/cgroup-v1/memory.rst, 5.5)."""
