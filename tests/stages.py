@@ -1,4 +1,4 @@
-"""The command of `scripts/test all`: runs all suites side by side; prints failures and times at the end.
+"""The command of `scripts/test all`: runs all suites and the linters side by side; prints failures and times.
 
     python -m tests.stages [pytest's options…]
 
@@ -143,6 +143,7 @@ def chains(options: list[str]) -> list[list[Stage]]:
     provider = Stage(
         "provider", ["scripts/provider"], "test_oidc.py will be skipped: there is no provider to log in at"
     )
+    lint = Stage("lint", ["scripts/test", "lint"])
     kernel = Stage("kernel", ["scripts/kernel"], "tests/system/machine will be skipped: there is no kernel for guests")
     networks, runtime, tenancy, machine = part(*NETWORKS), part(*RUNTIME), part("tenancy"), part("machine")
     others = ["tests/system", *(f"--ignore={path}" for path in (*networks, *runtime, *tenancy, *machine))]
@@ -153,6 +154,7 @@ def chains(options: list[str]) -> list[list[Stage]]:
         [provider, pytest("tenancy", tenancy, options)],
         [pytest("runtime", runtime, options)],
         [pytest("unit", ["tests/unit"], options)],
+        [lint],
         [kernel, pytest("machine", machine, options)],
         [peers, pytest("peer", ["tests/peer"], options)],
     ]

@@ -80,7 +80,7 @@ def test_the_time_of_descendants_is_counted() -> None:
 def test_every_suite_is_a_stage() -> None:
     names = [each.name for chain in chains([]) for each in chain]
     tests = ["machine", "modern", "network", "peer", "runtime", "system", "tenancy", "unit"]
-    assert sorted(names) == sorted(["guest", "kernel", "peers", "provider", *tests])
+    assert sorted(names) == sorted(["guest", "kernel", "lint", "peers", "provider", *tests])
 
 
 def test_every_part_of_the_system_tests_is_in_one_stage() -> None:
