@@ -26,20 +26,23 @@ def until(condition: Callable[[], T], what: str, timeout: float = 10.0, interval
     """The first true value of `condition`; AssertionError with `what` and its last value after `timeout` seconds.
 
     An AssertionError raised by `condition` counts as not yet true; so do the errors of a file or a process that is not
-    there (ENOENT, ESRCH), which may come, or be another one the next time.
+    there (ENOENT, ESRCH), which may come, or be another one the next time. Between two looks passes `interval`, and no
+    less than a look has taken: half of a slow processor, at least, is for what is waited for.
     """
     timeout = patiently(timeout)
     deadline = time.monotonic() + timeout
     while True:
+        begun = time.monotonic()
         try:
             value: T | Exception = condition()
             if value:
                 return value  # type: ignore[return-value]  # an exception is never returned by a condition
         except (AssertionError, FileNotFoundError, ProcessLookupError) as error:
             value = error
-        if time.monotonic() > deadline:
+        ended = time.monotonic()
+        if ended > deadline:
             raise AssertionError(f"after {timeout:g} s still not: {what}; last seen: {value!r}")
-        time.sleep(interval)
+        time.sleep(max(interval, ended - begun))
 
 
 async def eventually(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:
