@@ -112,6 +112,36 @@ def answers(netns: int | None, address: str, port: int, timeout: float = SOON) -
         return ""
 
 
+def refuses(netns: int | None, address: str, port: int, timeout: float = SOON) -> bool:
+    """Whether a connection is refused with a reset: not answered, and not dropped."""
+    try:
+        connection(netns, address, port, timeout).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def refuses_datagrams(netns: int, address: str, port: int, timeout: float = 10 * SOON) -> bool:
+    """Whether ICMP says that the port is unreachable. It is asked again, as routers limit how often they say it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with call_in(netns, lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock:
+        sock.settimeout(0.2)
+        sock.connect((address, port))
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            try:
+                sock.send(b"is somebody there?")
+                sock.recv(2048)
+                return False
+            except TimeoutError:
+                continue
+            except ConnectionRefusedError:
+                return True
+    return False
+
+
 def alive(sock: socket.socket, timeout: float = SOON) -> bool:
     """Whether an `echoes` server still answers on this connection."""
     sock.settimeout(timeout)

@@ -76,25 +76,25 @@ def authenticated(source: str, target: str, following: int, payload: bytes) -> b
     return ipv6(source, target, 51, struct.pack("!BBHII", following, 1, 0, 1, 1) + payload)
 
 
-def solicitation(source: str, target: str, about: str, mark: bytes) -> bytes:
-    """An NDP neighbor solicitation for this address (RFC 4861)."""
-    return icmpv6(source, target, 135, bytes(4) + ip_address(about).packed + _option(mark))
+def solicitation(source: str, target: str, about: str, mark: bytes, options: bytes = b"") -> bytes:
+    """An NDP neighbor solicitation for this address (RFC 4861), with a mark of four bytes where nothing is used."""
+    return icmpv6(source, target, 135, mark[:4] + ip_address(about).packed + options)
 
 
-def advertisement(source: str, target: str, about: str, mark: bytes) -> bytes:
-    """NDP: I have this address."""
-    return icmpv6(source, target, 136, b"\x20\0\0\0" + ip_address(about).packed + _option(mark))
+def advertisement(source: str, target: str, about: str, mark: bytes, options: bytes = b"") -> bytes:
+    """NDP: I have this address. The mark is where flags are."""
+    return icmpv6(source, target, 136, mark[:4] + ip_address(about).packed + options)
+
+
+def option(kind: int, content: bytes) -> bytes:
+    """An option of neighbor discovery of eight bytes."""
+    return struct.pack("!BB", kind, 1) + content[:6].ljust(6, b"\0")
 
 
 def router_advertisement(source: str, target: str, mark: bytes, *, hop_by_hop: bool = False) -> bytes:
     """NDP: I am your router."""
-    body = struct.pack("!BBHII", 64, 0, 1800, 0, 0) + _option(mark)
+    body = struct.pack("!BBHII", 64, 0, 1800, 0, 0) + option(253, mark)
     return icmpv6(source, target, 134, body, hop_by_hop=hop_by_hop)
-
-
-def _option(mark: bytes) -> bytes:
-    """An unknown option with 6 bytes."""
-    return struct.pack("!BB", 253, 1) + mark[:6].ljust(6, b"\0")
 
 
 def syn(source: str, target: str, sport: int, dport: int) -> bytes:

@@ -281,7 +281,7 @@ def probes_arrive(web: Instance, neighbour: Instance) -> bool:
         return False
     target = socket.inet_pton(socket.AF_INET6, str(web.port.address6))
     group = f"ff02::1:ff00:{target[-2] << 8 | target[-1]:x}"
-    message = struct.pack("!BBHI", 135, 0, 0, 0) + target
+    message = struct.pack("!BBHI", 135, 0, 0, 0) + target + b"\x0e\1" + os.urandom(6)  # a nonce, RFC 7527
     web.send_frame(frames.icmpv6((web.port.mac, "33:33:ff:00:00:02"), ("::", group), message))
     return seen.sees(target, 5)
 

@@ -26,7 +26,9 @@ from tests.support.frames import (
     icmpv6,
     igmp,
     ipv6,
+    mac,
     message6,
+    option,
     router_advertisement,
     solicitation,
     udp,
@@ -38,7 +40,7 @@ ARP, IP, IPV6, VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
 MLD_ROUTERS = "ff02::16"
 MULTICAST = "33:33:00:00:00:01"
 ZERO = "00:00:00:00:00:00"
-OWN = ip_address("fd00::2").packed
+THEIRS = ip_address("fd00::3").packed
 FOREIGN = "02:00:00:00:99:99"
 Make = Callable[[bytes], bytes]
 
@@ -49,7 +51,7 @@ def actors(cloud: Lab) -> tuple[Instance, Instance, str, str]:
 
 
 def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
-    """(honest, forged) frames from web to db by name; each takes a mark of 6 bytes."""
+    """(honest, forged) frames from web to db by name; each takes a mark of 4 bytes."""
     _, _, a, b = actors(cloud)
 
     def frame(kind: int, payload: bytes, to: str = b, by: str = a) -> bytes:
@@ -72,6 +74,12 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
         "ARP reply": lambda m: frame(ARP, arp(2, a, "10.0.0.2", b, "10.0.0.3") + m),
         "NDP solicitation": lambda m: frame(IPV6, solicitation("fd00::2", "fd00::3", "fd00::3", m)),
         "NDP advertisement": lambda m: frame(IPV6, advertisement("fd00::2", "fd00::3", "fd00::2", m)),
+        "NDP solicitation with its MAC": lambda m: frame(
+            IPV6, solicitation("fd00::2", "fd00::3", "fd00::3", m, option(1, mac(a)))
+        ),
+        "NDP advertisement with its MAC": lambda m: frame(
+            IPV6, advertisement("fd00::2", "fd00::3", "fd00::2", m, option(2, mac(a)))
+        ),
         "NDP for its link-local address": lambda m: frame(IPV6, advertisement(ours, "fd00::3", ours, m)),
         "NDP announcement": lambda m: frame(IPV6, advertisement("fd00::2", ALL_NODES, "fd00::2", m), to=MULTICAST),
     }
@@ -102,7 +110,25 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
             IPV6, _with_hops(64, advertisement("fd00::2", "fd00::3", "fd00::2", m))
         ),
         "NDP with two options": lambda m: frame(
-            IPV6, icmpv6("fd00::2", "fd00::3", 136, bytes(4) + OWN + bytes((253, 1)) + m + bytes((253, 1)) + m)
+            IPV6, advertisement("fd00::2", "fd00::3", "fd00::2", m, option(2, mac(a)) * 2)
+        ),
+        "NDP solicitation with another MAC": lambda m: frame(
+            IPV6, solicitation("fd00::2", "fd00::3", "fd00::3", m, option(1, mac(FOREIGN)))
+        ),
+        "NDP advertisement with another MAC": lambda m: frame(
+            IPV6, advertisement("fd00::2", "fd00::3", "fd00::2", m, option(2, mac(b)))
+        ),
+        "NDP with an option of another kind": lambda m: frame(
+            IPV6, solicitation("fd00::2", "fd00::3", "fd00::3", m, option(253, mac(a)))
+        ),
+        "NDP with a nonce": lambda m: frame(
+            IPV6, solicitation("fd00::2", "fd00::3", "fd00::3", m, option(14, bytes(6)))
+        ),
+        "NDP with half an option": lambda m: frame(
+            IPV6, solicitation("fd00::2", "fd00::3", "fd00::3", m, option(1, mac(a))[:4])
+        ),
+        "NDP behind an extension header": lambda m: frame(
+            IPV6, icmpv6("fd00::2", "fd00::3", 135, m[:4] + THEIRS, hop_by_hop=True)
         ),
         "NDP solicitation for another": lambda m: frame(
             IPV6, solicitation("fd00::2", ALL_NODES, "fd00::9", m), to=MULTICAST
@@ -156,7 +182,7 @@ def _with_hops(number: int, packet: bytes) -> bytes:
 
 def arrives(cloud: Lab, make: Make, timeout: float) -> bool:
     web, db, *_ = actors(cloud)
-    mark = os.urandom(6)
+    mark = os.urandom(4)
     sniffer = db.sniffer()
     web.send_frame(make(mark))
     seen = sniffer.sees(mark, timeout)
@@ -229,7 +255,7 @@ def test_a_bridge_cannot_be_taught_where_a_neighbour_lives() -> None:
 def test_floods_of_forgeries_reach_nobody_and_neighbours_do_not_notice() -> None:
     with town() as here:
         _, forged = frames_of(here.cloud)
-        marks = {name: os.urandom(6) for name in forged}
+        marks = {name: os.urandom(4) for name in forged}
         spies = [here.cloud.instances["acme", name].sniffer() for name in ("db", "third")]
         spies += [here.cloud.instances["globex", name].sniffer() for name in ("web", "db")]
         frames = [make(marks[name]) for name, make in forged.items()]

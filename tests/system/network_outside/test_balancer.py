@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Sequence
 
 from insula.network.intent import BalancerIntent, BalancerListener, FloatingIntent, OutsideIntent
-from tests.support.external import alive, answers, asks, connection, echoes, tells
-from tests.support.lab import Lab, World, isolated
+from tests.support.external import alive, answers, asks, connection, echoes, refuses, refuses_datagrams, tells
+from tests.support.lab import SOON, Lab, World, isolated
 
 SHORT = 0.3
 VIP, VIP6, FLOATING = "10.0.0.200", "fd00::200", "203.0.113.77"
@@ -109,14 +110,62 @@ def test_open_connections_stay_with_their_backends() -> None:
 
 
 @isolated
-def test_datagrams_go_to_another_backend_when_theirs_is_gone() -> None:
-    lab = lab_with(2)
-    client = lab.instances["acme", "client"]
+def test_without_a_backend_connections_are_refused_at_once() -> None:
+    world, lab = World(), lab_with(1)
+    outside, client, b0 = world.instance.netns, lab.instances["acme", "client"].netns, lab.instances["acme", "b0"].netns
+    tells(lab.instances["acme", "b0"], 80, udp=True)
+    listeners = [
+        *(BalancerListener(address=None, port=80, protocol=each) for each in ("tcp", "udp")),
+        *(BalancerListener(address=FLOATING, port=80, protocol=each) for each in ("tcp", "udp")),
+        *(BalancerListener(address=a, port=80, protocol=p, network="net") for a in (VIP, VIP6) for p in ("tcp", "udp")),
+    ]
+    reached = [(outside, each) for each in (World.HOST, World.HOST6, FLOATING)]
+    reached += [(netns, each) for netns in (client, b0) for each in (World.HOST, World.HOST6, FLOATING, VIP, VIP6)]
+    floating = [FloatingIntent(address=FLOATING)]
+    balance(lab, listeners, ["b0"], floating=floating)
+    for netns, address in reached:
+        assert answers(netns, address, 80) and asks(netns, address, 80), address
+    balance(lab, listeners, [], floating=floating)
+    for netns, address in reached:
+        place = f"{address} from {(outside, client, b0).index(netns)}"
+        assert refuses(netns, address, 80) and refuses_datagrams(netns, address, 80), place
+    balance(lab, listeners, [], affinity=True, floating=floating)
+    for netns, address in reached:
+        assert refuses(netns, address, 80), address
+    assert not refuses(outside, FLOATING, 81, timeout=SHORT), "the control: nothing is heard of other ports"
+
+
+@isolated
+def test_datagrams_are_spread_and_go_to_another_backend_when_theirs_is_gone() -> None:
+    world, lab = World(), lab_with(2)
+    client, outside = lab.instances["acme", "client"], world.instance
     for name in NAMES[:2]:
         tells(lab.instances["acme", name], 53, udp=True, name=name)
-    listener = [BalancerListener(address=VIP, port=53, protocol="udp", network="net")]
-    balance(lab, listener, NAMES[:2], port=53, affinity=True)
-    first = asks(client.netns, VIP, 53).split()[0]
-    balance(lab, listener, [each for each in NAMES[:2] if each != first], port=53, affinity=True)
-    second = asks(client.netns, VIP, 53).split()[0]
-    assert {first, second} == {"b0", "b1"}
+    listeners = [
+        BalancerListener(address=None, port=53, protocol="udp"),
+        *(BalancerListener(address=each, port=53, protocol="udp", network="net") for each in (VIP, VIP6)),
+    ]
+    places = [(outside, World.HOST), (outside, World.HOST6), (client, VIP), (client, VIP6)]
+    for who, address in places:
+        balance(lab, listeners, NAMES[:2], port=53)
+        assert {asks(who.netns, address, 53).split()[0] for _ in range(30)} == {"b0", "b1"}, address
+        own = {World.HOST: World.ADDRESS, World.HOST6: World.ADDRESS6, VIP: client.port.address}
+        assert asks(who.netns, address, 53).split()[1] == own.get(address, client.port.address6)
+        balance(lab, listeners, NAMES[:2], port=53, affinity=True)
+        with who.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            first = told(sock, address)
+            assert {told(sock, address), *(asks(who.netns, address, 53).split()[0] for _ in range(10))} == {first}
+            balance(lab, listeners, [each for each in NAMES[:2] if each != first], port=53, affinity=True)
+            assert {first, told(sock, address)} == {"b0", "b1"}, "the same socket, from the same port"
+
+
+def told(sock: socket.socket, address: str) -> str:
+    """Who answers a datagram, which is sent again while nobody does."""
+    sock.settimeout(SOON / 4)
+    for _ in range(8):
+        try:
+            sock.sendto(b"who am I?", (address, 53))
+            return sock.recv(2048).decode().split()[0]
+        except TimeoutError:
+            continue
+    return ""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.wait import until
-from tests.system.network_outside.test_commands import HOST, gets, page, serve
+from tests.system.network_outside.test_commands import HOST, SERVE, gets, page, serve
 
 FIRST, FIRST6 = "198.18.0.65", "2001:2:0:ffff::101"
 
@@ -149,3 +149,49 @@ def test_it_outlives_kills_of_insulad(host: Daemon, acme: Cli) -> None:
     gets(host.namespaces.outside, address, 80, "web-acme")
     acme.ok("floating-ip", "detach", "front")
     until(lambda: page(host.namespaces.outside, address, 80, 0.5) == "", "it leads nowhere")
+
+
+def test_an_apply_that_replaces_an_instance_keeps_its_address_and_its_place_behind_a_balancer(
+    host: Daemon, acme: Cli
+) -> None:
+    """Whether the address was attached by the file or by hand."""
+
+    def document(kind: str, name: str, labels: dict[str, str] | None = None, **spec: object) -> dict[str, object]:
+        return {
+            "apiVersion": "insula/v1",
+            "kind": kind,
+            "metadata": {"name": name, "labels": labels or {}},
+            "spec": spec,
+        }
+
+    def files(text: str) -> str:
+        command = ["sh", "-c", SERVE.format(text=text)]
+        check = {"interval": 1, "timeout": 1}
+        found = [
+            document("Instance", "web", {"app": "shop"}, image="busybox", command=command),
+            document("FloatingIp", "front", instance="web"),
+            document(
+                *("LoadBalancer", "shop"),
+                listen=[{"port": 81}],
+                port=80,
+                on=[{"address": None}],
+                select={"labels": {"app": "shop"}},
+                health=check,
+            ),
+        ]
+        return "\n---\n".join(map(json.dumps, found))
+
+    acme.ok("apply", "-f", "-", stdin=files("one"))
+    _, six = allocate(acme, "six", "--family", "ipv6", "--attach", "web")
+    front = acme.json("floating-ip", "show", "front")["floating_ip"]["address"]
+    before = acme.json("inspect", "web")[0]["instance"]["id"]
+    places = [(front, 80), (six, 80), (HOST, 81)]
+    for address, port in places:
+        gets(host.namespaces.outside, address, port, "one")
+    said = acme.ok("apply", "--replace", "-f", "-", stdin=files("two"))
+    assert acme.json("inspect", "web")[0]["instance"]["id"] != before, said
+    for name in ("front", "six"):
+        assert acme.json("floating-ip", "show", name)["instance"] == "web"
+    for address, port in places:
+        gets(host.namespaces.outside, address, port, "two")
+    assert "unchanged" in acme.ok("apply", "-f", "-", stdin=files("two"))

@@ -9,7 +9,7 @@ from typing import Any
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.wait import until
-from tests.system.network_outside.test_commands import HOST, HOST6, page
+from tests.system.network_outside.test_commands import HOST, HOST6, dial, page
 from tests.system.network_outside.test_floating_commands import allocate
 
 SERVE = r"""mkdir -p /www/cgi-bin; touch /www/health
@@ -44,6 +44,14 @@ def becomes(cli: Cli, wanted: dict[str, str], name: str = "shop") -> None:
 def asked(namespace: str, address: str, port: int = 80) -> list[str]:
     """Who answers, and the client's address that it sees."""
     return plain(page(namespace, address, port, 2.0, "/cgi-bin/who")).split()
+
+
+def refuses(namespace: str, address: str, port: int = 80) -> bool:
+    try:
+        dial(namespace, address, port).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def shares(namespace: str, address: str, count: int = 30, port: int = 80) -> Counter[str]:
@@ -93,6 +101,13 @@ def test_connections_are_spread_over_healthy_backends(host: Daemon, acme: Cli) -
     until(lambda: set(shares(outside, four)) == {"b1", "b2"}, "the stopped one gets none")
     acme.ok("update", "b1", "--unlabel", "app")
     until(lambda: set(shares(outside, four)) == {"b2"}, "it is no backend any more")
+    assert "refuses" not in acme.ok("lb", "show", "shop")
+    acme.ok("stop", "-t", "0", "b2")
+    becomes(acme, {"b2": "stopped", "b3": "stopped"})
+    for address in (four, six):
+        until(lambda address=address: refuses(outside, address), "refused at once")  # type: ignore[misc]
+    shown = acme.ok("lb", "show", "shop")
+    assert "refuses    connections over IPv4 and IPv6: no backend of it is healthy" in shown
     row = next(line for line in acme.ok("lb", "ls").splitlines() if line.startswith("shop"))
     assert f"{four}, {six}, {vip}, {vip6}" in row
     acme.ok("lb", "rm", "shop")

@@ -107,7 +107,7 @@ def test_frames_from_another_host_have_the_source_addresses_of_its_instances() -
     }
     spy = web.sniffer()
     for what, (arrives, number, make) in cases.items():
-        mark = os.urandom(6)
+        mark = os.urandom(4)
         cloud.hosts[1].sends(encapsulated(number, make(mark)), cloud.hosts[0].address)
         assert spy.sees(mark, SOON if arrives else SHORT) == arrives, what
     # with the other tenant's VNI it is a frame of that tenant, to whom these addresses belong as well

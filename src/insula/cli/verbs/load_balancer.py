@@ -143,10 +143,26 @@ def show(arguments: Arguments) -> int:
     }
     for name, value in shown.items():
         print(f"{name:10} {clean(value) or '-'}")
+    if versions := refused(view):
+        print(f"{'refuses':10} connections over {' and '.join(versions)}: no backend of it is healthy")
     for backend in view["backends"]:
         where = f"{backend['instance']} {backend['address'] or '-'} port {backend['port']}"
         print(f"{'backend':10} {clean(where)}: {backend['state']}, {clean(backend['reason'])}")
     return 0
+
+
+def refused(view: dict[str, Any]) -> list[str]:
+    """The IP versions of a balancer's addresses that no healthy backend has; the host's addresses are of those that
+    backends have."""
+    backends = [each for each in view["backends"] if each["address"]]
+    served = {version(each["address"]) for each in backends if each["state"] == "healthy"}
+    known = {version(each["address"]) for each in backends} or {"IPv4", "IPv6"}
+    listened = {each for address in view["addresses"] for each in ([version(address)] if address else known)}
+    return sorted(listened - served)
+
+
+def version(address: str) -> str:
+    return "IPv6" if ":" in address else "IPv4"
 
 
 def health_text(check: dict[str, Any]) -> str:

@@ -258,14 +258,15 @@ class _Run:
         kind.may(by, "remove", ref.tenant)
         kind.may(by, "create", ref.tenant)
         await kind.admit(self.verbs, by, ref, after)
-        await kind.remove(self.verbs, by, ref)
-        try:
-            await kind.create(self.verbs, by, ref, after)
-        except InsulaError:
-            if await kind.current(self.verbs, ref) is None:
-                await kind.create(self.verbs, by, ref, before.form)
-                await self._restored(step, before)
-            raise
+        async with kind.replacing(self.verbs, ref):
+            await kind.remove(self.verbs, by, ref)
+            try:
+                await kind.create(self.verbs, by, ref, after)
+            except InsulaError:
+                if await kind.current(self.verbs, ref) is None:
+                    await kind.create(self.verbs, by, ref, before.form)
+                    await self._restored(step, before)
+                raise
 
     async def _restored(self, step: PlannedStep, before: Current) -> None:
         """Record an object that was created as it was: a member stays one, with what was applied to it last."""

@@ -4,9 +4,10 @@ An instance may send from its own MAC address and its own IP addresses only, als
 advertisements and DHCP replies are dropped. So are reports of multicast membership (RFC 3376, RFC 3810): the bridges
 flood multicast frames, so reports have no use, and each start would send one to every instance.
 
-A message that finds a neighbour (ARP, NDP) comes only to the instance that it asks for or tells, and carries little
-else. To instances that a policy in direction in selects (set `guarded`) nothing else comes than packets to their own
-addresses, which the rules of the router judge: no broadcast and no multicast.
+A message that finds a neighbour (ARP, NDP) comes only to the instance that it asks for or tells. It has no option but a
+MAC address of its sender, or the nonce of duplicate address detection. To instances that a policy in direction in
+selects (set `guarded`) nothing else comes than packets to their own addresses, which the rules of the router judge: no
+broadcast and no multicast.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ GROUP_FRAMES: Final = 100  # a second from a port to broadcast and multicast add
 GROUP_BURST: Final = 2000  # of these at once: an instance may look for all others of its network
 FRAGMENTS: Final = 2000  # a second from a port, and at once: the router keeps them until the packet is whole
 ARP_LENGTH: Final = 46  # bytes of the largest ARP packet: the padding of the shortest frame included
-NDP_LENGTH: Final = 32  # bytes of a neighbor solicitation or advertisement with one option
+NDP_LENGTH: Final = 24  # bytes of a neighbor solicitation or advertisement; an option of a MAC address has 8 more
 ASKS: Final = 5  # messages of a port a second to the DHCP servers, and router solicitations
 PROTOCOLS6: Final = "tcp, udp, icmpv6, sctp, dccp, udplite, gre, esp, 4, 41, 89, 103, 112, 115"
 """The IPv6 protocols that an instance may send. Authentication headers (51) are excluded: they hide the protocol."""
@@ -28,6 +29,7 @@ table bridge {table} {{
     set ipv4 {{ typeof iifname . ether saddr . ip saddr; }}
     set ipv6 {{ typeof iifname . ether saddr . ip6 saddr; }}
     set ndp {{ typeof iifname . ether saddr . @th,64,128; }}
+    set ndp_macs {{ typeof iifname . @th,208,48; }}
     set ranges4 {{ typeof iifname . ether saddr . ip saddr; flags interval; }}
     set ranges6 {{ typeof iifname . ether saddr . ip6 saddr; flags interval; }}
     set sent {{ typeof iifname; counter; }}
@@ -99,8 +101,13 @@ table bridge {table} {{
     }}
     chain neighbor_discovery {{
         ip6 hoplimit != 255 drop comment "RFC 4861, section 7.1"
-        ip6 length > {ndp_length} drop comment "more than one option: a MAC address, or a nonce (RFC 7527)"
+        ip6 nexthdr != icmpv6 drop comment "headers before it have room for more"
         update @resolving {{ iifname {groups} }} drop
+        ip6 length {ndp_length} return comment "no option"
+        ip6 length != {ndp_option} drop
+        @th,192,16 {{ 0x0101, 0x0201 }} iifname . @th,208,48 @ndp_macs return comment "the sender's MAC address"
+        @th,192,16 0x0e01 ip6 saddr :: return comment "nonce, RFC 7527"
+        drop
     }}
     chain asks {{
         update @asking {{ iifname limit rate over {asks}/second burst {asks} packets }} drop
@@ -147,5 +154,6 @@ def text(table: str) -> str:
         fragments=FRAGMENTS,
         arp_length=ARP_LENGTH,
         ndp_length=NDP_LENGTH,
+        ndp_option=NDP_LENGTH + 8,
         protocols6=PROTOCOLS6,
     )

@@ -2,7 +2,7 @@
 
 Every packet of a tenant that leaves its namespace comes in by its uplink, with an address of the uplink. Which instance
 it is of was judged before, in the tenant's namespace (`rules`). Other tenants reach what a tenant offers to the outside
-(`linux.outside`).
+(`linux.outside`). So that none of them fills what a tenant may have of open connections, each client's are limited.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from insula.network.packets import DSCP
 
 METADATA6: Final = ("fd00:ec2::/32", "fd20:ce::254")
 """Metadata services of AWS and Google."""
+CONNECTIONS_CLIENT: Final = 2048  # to a tenant, of one address outside (IPv6: its /64), or of one other tenant
 FIRST_DNS_PORT: Final = 5300  # at the host's end of an uplink; packets to it are translated to the first name server
 
 _HOST = """
@@ -26,6 +27,9 @@ table inet {table} {{
     set members6 {{ typeof ip6 saddr; }}
     set floating4 {{ typeof ip daddr . oifname; }}
     set floating6 {{ typeof ip6 daddr . oifname; }}
+    set clients4 {{ typeof ip saddr . oifname; size 65535; flags dynamic; }}
+    set clients6 {{ typeof ip6 saddr . oifname; size 65535; flags dynamic; }}
+    set tenants {{ typeof iifname . oifname; size 65535; flags dynamic; }}
 
     chain input {{
         type filter hook input priority -5; policy accept;
@@ -64,10 +68,18 @@ table inet {table} {{
     }}
     chain to_tenant {{
         ct state established,related accept
-        ct status dnat accept comment "published ports: linux.outside"
-        ip daddr . oifname @floating4 accept
-        ip6 daddr . oifname @floating6 accept
+        ct status dnat goto client comment "published ports: linux.outside"
+        ip daddr . oifname @floating4 goto client
+        ip6 daddr . oifname @floating6 goto client
         drop
+    }}
+    chain client {{
+        ct state != new accept
+        iifname "{uplinks}*" add @tenants {{ iifname . oifname ct count over {client} }} drop
+        iifname "{uplinks}*" accept
+        add @clients4 {{ ip saddr . oifname ct count over {client} }} drop
+        add @clients6 {{ ip6 saddr & ffff:ffff:ffff:ffff:: . oifname ct count over {client} }} drop
+        accept
     }}
     chain output {{
         type filter hook output priority -5; policy accept;
@@ -105,6 +117,7 @@ def host_rules(
         table=names.prefix,
         uplinks=names.uplinks,
         vxlan=underlay.port if underlay else 4789,
+        client=CONNECTIONS_CLIENT,
         underlay="" if underlay is None else chains(underlay),
         range4=names.range4,
         range6=names.range6,

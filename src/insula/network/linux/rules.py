@@ -262,6 +262,7 @@ _TYPES: Final = {
     "bridge ipv4": "dm4",
     "bridge ipv6": "dm6",
     "bridge ndp": "dmh",
+    "bridge ndp_macs": "dm",
     "bridge sent": "d",
     "bridge received": "d",
     "bridge reflected": "dd",
@@ -316,11 +317,13 @@ def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
     six = [(mac, port.address6), (mac, link_local(mac))] if port.address6 else []
     six += [pair for pair in more if ":" in pair[1] and pair not in six]
     four = [(mac, port.address), *(pair for pair in more if ":" not in pair[1])]
+    macs: list[tuple[str, ...]] = [(device, each) for each in (mac, *pairs.macs(port))]
     return {
-        "bridge macs": [(device, each) for each in (mac, *pairs.macs(port))],
+        "bridge macs": macs,
         "bridge ipv4": [(device, *pair) for pair in four],
         "bridge ipv6": [(device, *pair) for pair in six],
         "bridge ndp": [(device, each, _target(address)) for each, address in six],
+        "bridge ndp_macs": macs if six else [],
         "bridge sought4": [(device, address) for address in dict.fromkeys(address for _, address in four)],
         "bridge sought6": [(device, _target(address)) for address in dict.fromkeys(address for _, address in six)],
         "bridge reflected": [(device, device)],
@@ -339,6 +342,7 @@ def of_remote(network: Network, remote: RemotePort) -> dict[str, list[tuple[str,
         "bridge ipv4": [(device, mac, address) for address in four],
         "bridge ipv6": [(device, mac, address) for address in six],
         "bridge ndp": [(device, mac, _target(address)) for address in six],
+        "bridge ndp_macs": [(device, mac)] if six else [],
         "bridge sought4": [(device, address) for address in four],
         "bridge sought6": [(device, _target(address)) for address in six],
     }

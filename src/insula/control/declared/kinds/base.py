@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -195,6 +196,10 @@ class DeclaredKind(ABC):
     async def update(self, verbs: Verbs, by: Authority, ref: ObjectReference, before: Form, after: Form) -> None:
         """Change the fields that differ, all of which are among `in_place`. A kind that has none has no such method."""
         raise NotImplementedError
+
+    def replacing(self, verbs: Verbs, ref: ObjectReference) -> AbstractAsyncContextManager[None]:
+        """Return a context in which the object is removed and created again, which keeps what removal would end."""
+        return nullcontext()
 
     @abstractmethod
     async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:

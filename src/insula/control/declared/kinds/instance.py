@@ -4,8 +4,8 @@ All else is replaced."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -26,6 +26,7 @@ from insula.control.instances.specs import check
 from insula.image.reference import parse
 from insula.model import upgrades
 from insula.model.errors import InsulaError, NotFound
+from insula.model.floating_ips import FloatingIpPatch
 from insula.model.objects import Healthcheck, Instance, InstanceSpec, NetworkAttachment, PublishedPort, RestartPolicy
 from insula.model.own_views import HIDDEN
 from insula.model.views import InstancePatch, PublishedPatch, ResourcesPatch
@@ -119,6 +120,19 @@ class InstanceKind(DeclaredKind):
         assert ref.tenant is not None
         spec = _spec(ref, form["spec"], form["labels"])
         await verbs.instances.run(ref.tenant, spec, by=by, start=form["spec"]["wanted"] == "running")
+
+    @asynccontextmanager
+    async def replacing(self, verbs: Verbs, ref: ObjectReference) -> AsyncIterator[None]:
+        """Its floating addresses are attached to the new instance, also if that did not start."""
+        assert ref.tenant is not None
+        floating = [each.floating_ip for each in await verbs.floating_ips.list(ref.tenant) if each.instance == ref.name]
+        try:
+            yield
+        finally:
+            if floating and await self.current(verbs, ref):
+                for each in floating:
+                    patch = FloatingIpPatch(instance=ref.name, network=each.network)
+                    await verbs.floating_ips.update(ref.tenant, each.name, patch)
 
     async def update(self, verbs: Verbs, by: Authority, ref: ObjectReference, before: Form, after: Form) -> None:
         assert ref.tenant is not None

@@ -6,7 +6,8 @@ those of the tables in `linux.rules`, which translate what these leave alone.
 
 Keys are (address, protocol, port), or (protocol, port) for ports of every address of the host. A map with single ports
 is a hash table; another has ranges of ports, whose elements keep the port. A balancer's map leads to its number, and
-`places` has the backend for a number and a hash of the client's address and port.
+`places` has the backend for a number and a hash of the client's address and port. A balancer without backends refuses
+connections, as a closed port does.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ table inet {table} {{
         meta nfproto ipv6 goto translate6
     }}
 {chains}
+    chain refused {{
+        meta l4proto tcp reject with tcp reset
+        reject with icmpx port-unreachable
+    }}
     chain postrouting {{
         type nat hook postrouting priority 90; policy accept;
         ct status dnat snat ip to ip saddr . ip daddr map @selves4
@@ -76,6 +81,14 @@ _TENANT_CHAINS = """\
         meta l4proto {{ tcp, udp }} dnat {ip} to meta l4proto . th dport map @host_ranges{v}
         {host_spread}
         {host_affine}
+    }}
+"""
+
+_BACKEND_CHAIN = """\
+    chain {kind}{v} {{
+        meta mark set jhash {hashed} mod {places} seed {seed}
+        meta l4proto {{ tcp, udp }} dnat {ip} to meta priority . meta mark map @places{v}
+        goto refused comment "no backend is healthy"
     }}
 """
 
@@ -141,23 +154,32 @@ def table(prefix: str) -> str:
 def tenant_rules(prefix: str) -> str:
     """Return the rules of the table in a tenant's namespace."""
     chains = [
-        _TENANT_CHAINS.format(
-            v=version,
-            ip=ip,
-            **{kind: _balance(ip, version, kind, f"{ip} daddr . ") for kind in _HASHED},
-            **{f"host_{kind}": _balance(ip, version, kind, "", "host_") for kind in _HASHED},
-        )
-        for version, (ip, _) in _FAMILIES.items()
+        *(_backend_chain(version, kind) for version in _FAMILIES for kind in _HASHED),
+        *(
+            _TENANT_CHAINS.format(
+                v=version,
+                ip=ip,
+                **{kind: _balance(version, kind, f"{ip} daddr . ") for kind in _HASHED},
+                **{f"host_{kind}": _balance(version, kind, "", "host_") for kind in _HASHED},
+            )
+            for version, (ip, _) in _FAMILIES.items()
+        ),
     ]
     maps = [_TENANT_MAPS.format(v=version, address=address) for version, (_, address) in _FAMILIES.items()]
     return _TENANT.format(table=table(prefix), uplink=naming.UPLINK, maps="".join(maps), chains="".join(chains))
 
 
-def _balance(ip: str, version: int, kind: str, head: str, prefix: str = "") -> str:
-    """Return the rule that leads a connection to a balancer to one of its backends."""
+def _balance(version: int, kind: str, head: str, prefix: str = "") -> str:
+    """Return the rule that takes connections to a balancer; its number goes to the chain of its backends."""
     number = f"meta priority set {head}meta l4proto . th dport map @{prefix}{kind}{version}"
-    place = f"meta mark set jhash {_HASHED[kind].format(ip=ip)} mod {PLACES} seed {_SEED}"
-    return f"meta l4proto {{ tcp, udp }} {number} {place} dnat {ip} to meta priority . meta mark map @places{version}"
+    return f"{number} goto {kind}{version}"
+
+
+def _backend_chain(version: int, kind: str) -> str:
+    """Return the chain that leads a connection to one of a balancer's backends."""
+    ip = _FAMILIES[version][0]
+    hashed = _HASHED[kind].format(ip=ip)
+    return _BACKEND_CHAIN.format(kind=kind, v=version, ip=ip, hashed=hashed, places=PLACES, seed=_SEED)
 
 
 def host_rules(names: Naming) -> str:
