@@ -136,6 +136,7 @@ class OwnExplanation(Struct, kw_only=True):
     layers: list[OwnLayer]
     limits: dict[str, str]
     security: dict[str, str]
+    entrances: list[str]
     health: Health | None
     disk: DiskView | None
     pressure: dict[str, str]

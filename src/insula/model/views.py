@@ -372,6 +372,7 @@ class Explanation(Struct, kw_only=True):
     security: dict[str, str]  # seccomp, capabilities, no_new_privs from proc_pid_status(5)
     layers: list[Layer]
     upper: str
+    entrances: list[str] = []  # published ports, floating addresses and load balancers that lead to it, in words
     installed: list[dict[str, object]] = []  # its ports, as they are in the kernel
     rules: str | None
     health: Health | None = None

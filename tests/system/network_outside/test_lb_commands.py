@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from typing import Any
@@ -183,6 +184,49 @@ def test_a_hanging_backend_delays_no_other(host: Daemon, acme: Cli) -> None:
     sick = {"hang0": "unhealthy", "hang1": "unhealthy", "hang2": "unhealthy", "loud": "unhealthy"}
     becomes(acme, {**sick, "web": "healthy"})
     assert host.descriptors("insulad") < before + 60
+
+
+def test_explain_names_all_that_leads_to_an_instance_and_usage_has_its_bytes(
+    host: Daemon, acme: Cli, globex: Cli
+) -> None:
+    size = 1 << 20
+    page_ = f"mkdir /www && dd if=/dev/zero of=/www/big bs=1024 count={size >> 10} && exec httpd -f -p 80 -h /www"
+    acme.ok("run", "-d", "--name", "web", "-p", "8080:80", "busybox", "sh", "-c", page_)
+    _, front = allocate(acme, "front", "--attach", "web")
+    acme.ok("lb", "create", "shop", "--listen", "tcp/81", "--on", "host:", "--backend", "web", "--port", "80", *FAST)
+    becomes(acme, {"web": "healthy"})
+    target = acme.json("inspect", "web")[0]["instance"]["ports"][0]["address"]
+    entrances = [
+        "published port 8080:80/tcp",
+        f"floating address front: {front} to {target}",
+        "load balancer shop: tcp/81 of the host to port 80",
+    ]
+    assert acme.json("explain", "web")["entrances"] == entrances
+    shown = acme.ok("explain", "web")
+    assert all(f"reached by             {each}" in shown for each in entrances)
+
+    def sent(cli: Cli) -> int:
+        return int(cli.json("usage")["used"]["sent"])
+
+    def read(address: str, port: int) -> bool:
+        return len(raw(host.namespaces.outside, address, port, "/big")) >= size
+
+    for address, port in ((HOST, 8080), (front, 80), (HOST, 81), (HOST6, 81)):
+        until(lambda address=address, port=port: read(address, port), f"{address}:{port} serves it")  # type: ignore[misc]
+        before, others = sent(acme), sent(globex)
+        assert read(address, port)
+        until(lambda before=before: sent(acme) >= before + size, f"bytes by {address}:{port} are the tenant's")  # type: ignore[misc]
+        assert sent(acme) < before + 2 * size, "once"
+        assert sent(globex) == others
+
+
+def raw(namespace: str, address: str, port: int, path: str) -> bytes:
+    answer = b""
+    with contextlib.suppress(OSError), dial(namespace, address, port) as sock:
+        sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        while more := sock.recv(1 << 16):
+            answer += more
+    return answer
 
 
 def test_bad_input_changes_nothing(host: Daemon, acme: Cli) -> None:

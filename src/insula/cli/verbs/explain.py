@@ -181,6 +181,8 @@ def network(page: Page) -> None:
         for name, value in here.items():
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
             facts({f"installed: {name}": shown})
+    for entrance in page.get("entrances") or ():
+        facts({"reached by": entrance})
     if page.get("rules"):
         print("  rules")
         for line in page["rules"].splitlines():
