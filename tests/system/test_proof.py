@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pytest
 
 from insula.kernel import netlink
-from insula.kernel.netlink import Rtnl
+from insula.kernel.netlink import Request, Rtnl
+from insula.kernel.netlink import attributes as rtattr
+from insula.kernel.netlink import messages as rt
 from insula.kernel.netns import call_in
 from insula.model.policies import (
     AddressGroup,
@@ -119,6 +123,36 @@ def port_is_flooded(cloud: Lab) -> None:
         acme.execute(netlink.set_bridge_port(naming.port_index(2), learning=False, flood=True, alias="db"))
 
 
+def port_flags(**flags: bool) -> Callable[[Lab], None]:
+    def set_flags(cloud: Lab) -> None:
+        with in_acme(cloud) as acme:
+            usual: dict[str, Any] = {"learning": False, "flood": False, "hairpin": True}
+            acme.execute(netlink.set_bridge_port(naming.port_index(2), **(usual | flags)))
+
+    set_flags.__name__ = "_".join(f"{name}_is_{value}" for name, value in flags.items())
+    return set_flags
+
+
+def port_is_isolated(cloud: Lab) -> None:
+    with in_acme(cloud) as acme:
+        parts = rtattr.nested((rt.INFO_SLAVE_KIND, b"bridge"), (rt.INFO_SLAVE_DATA, rtattr.nested((33, b"\1"))))
+        body = rt.LINK.pack(0, 0, naming.port_index(2), 0, 0) + rtattr.attributes((rt.IFLA_LINKINFO, parts))
+        acme.execute(Request("isolate a port", rt.RTM_NEWLINK, 0, body))
+
+
+def another_vxlan_device(cloud: Lab) -> None:
+    with in_acme(cloud) as acme:
+        netns = cloud.inside("acme")
+        make: dict[str, Any] = {
+            "local": "127.0.0.1",
+            "port": 4789,
+            "index": 7777,
+            "mtu": 1400,
+            "master": naming.bridge_index(1),
+        }
+        acme.execute(netlink.vxlan("spy", vni=99, netns=netns, **make))
+
+
 def cable_between_tenants(cloud: Lab) -> None:
     with in_acme(cloud) as acme:
         acme.execute(netlink.veth("cable", "cable", cloud.inside("globex"), master=naming.bridge_index(1)))
@@ -205,6 +239,12 @@ CORRUPTIONS = [
     Corruption(epoch_is_missing, "blocked", "acme/web", "acme/db", "from 10.0.0.2 to 10.0.0.3"),
     Corruption(bridge_may_not_reach_uplink, "blocked", "acme/web", "outside", "from 10.0.0.2"),
     Corruption(port_is_flooded, "overheard", "acme/web", "acme/db", "db is flooded"),
+    Corruption(port_flags(hairpin=False), "blocked", "acme/web", "acme/db", "db does not send back"),
+    Corruption(port_flags(learning=True), "overheard", "acme/web", "acme/db", "db learns addresses"),
+    Corruption(port_flags(broadcast=False), "blocked", "acme/web", "acme/db", "db gets no broadcasts"),
+    Corruption(port_flags(suppress=True), "blocked", "acme/web", "acme/db", "db gets no requests"),
+    Corruption(port_is_isolated, "blocked", "acme/web", "acme/db", "db is isolated"),
+    Corruption(another_vxlan_device, "overheard", "acme/web", "acme/device:spy", "is on the bridge of network net"),
     Corruption(cable_between_tenants, "overheard", "acme/web", "acme/cable", "device cable is on the bridge"),
     Corruption(wrong_forwarding_entry, "overheard", "acme/web", "acme/web", "web gets the frames of db"),
     Corruption(wrong_forwarding_entry, "blocked", "acme/web", "acme/db", "from 10.0.0.2 to 10.0.0.3"),
@@ -338,6 +378,33 @@ def test_policies_are_proven() -> None:
         assert ("leak", "acme/back", "acme/app") not in {each[1:4] for each in found}, "no router joins them"
         assert {("leak", "acme/app", "outside"), ("leak", "acme/web", "acme/app")} <= {each[1:4] for each in found}
         assert all(each.witness and each.witness.version == 4 for each in found)
+
+
+@isolated
+def test_an_open_connection_that_is_no_longer_allowed_is_found() -> None:
+    World()
+    with two_tenants() as cloud:
+        web, db = (cloud.instances["acme", name] for name in ("web", "db"))
+        for port in (80, 81):
+            db.serves("", port)
+        allowed, forbidden = (web.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(2))
+        for sock, port in ((allowed, 80), (forbidden, 81)):
+            sock.bind((web.port.address, 40000 + port))
+            sock.connect((db.port.address, port))
+        before = cloud.fabric.connections(cloud.tenants["acme"], range(1 << 31, 1 << 32))
+        assert {each.port for each in before} == {80, 81}, "the positive control"
+        only = PolicyRule(direction="in", peers=[InstancePeer()], ports=[PortMatch(protocol="tcp", port=80)])
+        policy = Policy(tenant="acme", name="db", select=Selector(), directions=["in"], rules=[only], created=0.0)
+        cloud.others["acme"] = {"policy": PolicyIntent(policies=[policy])}
+        prover = Prover(cloud.fabric)
+        cloud.apply("acme")
+        assert prove(cloud, prover) == [], "they are judged again at their next packet"
+        nft(cloud, "acme", f"add element inet lab judged {{ {before[0].mark} }}")
+        [found] = prove(cloud, prover)
+        assert found[1:4] == ("leak", "acme/web", "acme/db")
+        assert "tcp/81 from 10.0.0.2 to 10.0.0.3 (source port 40081)" in found.text
+        cloud.apply("acme")
+        assert prove(cloud, prover) == [], "repaired"
 
 
 @isolated

@@ -20,6 +20,7 @@ from insula.model.policies import Direction
 from insula.model.routers import Router, RouterStatus
 from insula.network.endpoints import Endpoint
 from insula.network.intent import PolicyIntent, TenantIntent
+from insula.network.interpreter.connections import OpenConnection
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries
 from insula.network.interpreter.tracing import TracedPacket, TracedWay
@@ -394,6 +395,9 @@ class Fabric(Protocol):
 
     def interpret_host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
         """The same for the host between tenants: `inside` are runs from tenants, `above` those from others."""
+
+    def connections(self, tenant: Tenant, marks: Collection[int]) -> Sequence[OpenConnection]:
+        """Return the tenant's open connections that have one of these marks. NotFound if it has no namespace."""
 
     def trace(self, tenant: Tenant, intent: TenantIntent, packet: TracedPacket) -> TracedWay:
         """Follow one packet through the installed state of a tenant. NotFound if the tenant has no namespace."""

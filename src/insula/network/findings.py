@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
+from insula.network.endpoints import port_name
+from insula.network.intent import TenantIntent
+from insula.network.interpreter.connections import OpenConnection
 from insula.network.interpreter.delivery import Delivery, NetworkPlace, PacketSource
 from insula.network.interpreter.fields import describe
 from insula.network.interpreter.interpretation import Forgery, Overheard
@@ -124,6 +127,19 @@ def overheard(tenant: str, found: Sequence[Overheard]) -> Iterator[ProofFinding]
         packet = Witness(0, "", each.mac, 0)
         text = f"{tenant}: {each.why}: a frame of {each.sender} to {each.mac} comes to {each.receiver}"
         yield ProofFinding(tenant, "overheard", f"{tenant}/{each.sender}", f"{tenant}/{each.receiver}", 1, packet, text)
+
+
+def open_connections(intent: TenantIntent, forbidden: Sequence[OpenConnection]) -> Iterator[ProofFinding]:
+    """Yield a difference for each connection that goes on although it should not. No packet is its witness: it would
+    disturb the connection."""
+    tenant = intent.tenant.name
+    names = {a: f"{tenant}/{port_name(p)}" for p in intent.ports for a in (p.address, p.address6) if a}
+    for each in forbidden:
+        packet = Witness(0, each.source, each.target, each.protocol, each.source_port, each.port)
+        source, target = names.get(each.source, "outside"), names.get(each.to, "outside")
+        how = f"{packet.text} (source port {each.source_port})" if each.source_port else packet.text
+        text = f"{source} has an open connection to {target} that is not allowed: {how}"
+        yield ProofFinding(tenant, "leak", source, target, 1, None, text)
 
 
 def unknown(tenant: str, found: set[str]) -> Iterator[ProofFinding]:

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final, Literal
 
-from insula.network.findings import ProofFinding, Witness
+from insula.network.endpoints import port_name
+from insula.network.findings import FindingKind, ProofFinding, Witness, label
 from insula.network.intent import TenantIntent
+from insula.network.interpreter.delivery import NetworkPlace
 from insula.network.interpreter.links import UNKNOWN_MAC, LinkLayer, TunnelEnd
 from insula.network.interpreter.space import UDP
 from insula.network.reference_links import links, owner, remotes
 
 _NO_ONE = "02:00:00:00:00:00"
 """A MAC address that nobody has."""
+_BROADCAST = "ff:ff:ff:ff:ff:ff"
+_FLAGS: Final[Mapping[str, tuple[tuple[FindingKind, str], tuple[FindingKind, str]]]] = {
+    "hairpin": (
+        ("overheard", "sends frames back to where they came from"),
+        ("blocked", "does not send back what its instance sends to itself through the router"),
+    ),
+    "learning": (
+        ("overheard", "learns addresses: frames for others may come there"),
+        ("blocked", "does not learn the MAC addresses that its instance may take over"),
+    ),
+    "broadcast": (
+        ("overheard", "gets broadcasts that should stay on this host"),
+        ("blocked", "gets no broadcasts of its network"),
+    ),
+    "multicast": (
+        ("overheard", "gets multicasts that should stay on this host"),
+        ("blocked", "gets no multicasts of its network"),
+    ),
+    "isolated": (
+        ("blocked", "is isolated: no frames go between it and other isolated ports"),
+        ("leak", "is not isolated"),
+    ),
+    "suppress": (
+        ("blocked", "gets no requests for addresses: the bridge keeps them (neigh_suppress)"),
+        ("blocked", "has nobody who answers requests for addresses behind it (neigh_suppress)"),
+    ),
+}
+"""What it means if a flag of a device is set, and if it is not, and should be otherwise."""
 
 
-def findings(intent: TenantIntent, found: LinkLayer) -> Iterator[ProofFinding]:
-    """Yield the differences of the links from what the tenant wants."""
-    wanted = links(intent)
+def findings(intent: TenantIntent, found: LinkLayer, running: Collection[int]) -> Iterator[ProofFinding]:
+    """Yield the differences of the links from what the tenant wants; `running` are the indices of plugged ports."""
+    wanted = links(intent, running)
     yield from _tunnels(intent, found, wanted)
     yield from _neighbours(intent, found, wanted)
+    yield from _ports(intent, found, wanted)
 
 
 def _tunnels(intent: TenantIntent, found: LinkLayer, wanted: LinkLayer) -> Iterator[ProofFinding]:
@@ -48,6 +79,32 @@ def _neighbours(intent: TenantIntent, found: LinkLayer, wanted: LinkLayer) -> It
             to = _name(intent, network, have)
             text = f"{tenant}: packets to {address} of {name} go to the MAC address of {to}"
             yield _finding(intent, network, mac, "leak", f"{tenant}/{to}", text, address)
+
+
+def _ports(intent: TenantIntent, found: LinkLayer, wanted: LinkLayer) -> Iterator[ProofFinding]:
+    for place, have in found.ports.items():
+        right = wanted.ports.get(place)
+        if right is None or have.network != right.network:
+            yield _on_a_bridge(intent, place, have.network)
+            continue
+        for flag, (too_much, too_little) in _FLAGS.items():
+            if (is_set := getattr(have, flag)) != getattr(right, flag):
+                kind, says = too_much if is_set else too_little
+                yield _about(intent, place, have.network, kind, says)
+
+
+def _on_a_bridge(intent: TenantIntent, place: NetworkPlace, network: str) -> ProofFinding:
+    return _about(intent, place, network, "overheard", f"is on the bridge of network {network}, and should not be")
+
+
+def _about(intent: TenantIntent, place: NetworkPlace, network: str, kind: FindingKind, says: str) -> ProofFinding:
+    """Return a finding about a device on a bridge; a broadcast of another instance there is its witness."""
+    tenant, name = intent.tenant.name, label(intent.tenant.name, place)
+    names = [port_name(port) for port in intent.ports if port.network == network]
+    others = [each for each in names if place != NetworkPlace("port", each)]
+    source = f"{tenant}/{others[0]}" if others else tenant
+    packet = Witness(0, "", _BROADCAST, 0) if others else None
+    return ProofFinding(tenant, kind, source, name, 1, packet, f"{tenant}: {name} {says}")
 
 
 def _finding(

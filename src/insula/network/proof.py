@@ -21,6 +21,7 @@ from insula.network.interpreter.delivery import Delivery
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries
 from insula.network.reference import ReferenceModel
+from insula.network.reference_connections import ConnectionReference
 from insula.network.reference_host import HostReference
 
 VERSIONS: Final = (4, 6)
@@ -37,15 +38,16 @@ class Proof:
     computed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Known:
-    """The last result of a tenant, and what it was computed from."""
+    """The last result of a tenant, and what it was computed from; which connections the intent allows."""
 
     found: Interpretation
     intent: TenantIntent
     running: Collection[int]
     entries: Entries
     proof: Proof
+    connections: ConnectionReference | None = None
 
 
 class Prover:
@@ -67,6 +69,7 @@ class Prover:
             one = self.tenant(intent, running)
             whole.computed += known is None or known.proof is not one
             _add(whole, one)
+            whole.findings += self.connections(intent)
         _add(whole, self.between([intent.tenant for intent in intents], intents))
         names = {intent.tenant.name for intent in intents}
         self._known = {name: known for name, known in self._known.items() if name in names}
@@ -98,10 +101,21 @@ class Prover:
             _compare(proof, name, delivery, expected)
         proof.findings += findings.forged(name, found.forgeries)
         proof.findings += findings.overheard(name, found.overheard)
-        proof.findings += link_findings.findings(intent, found.links)
+        proof.findings += link_findings.findings(intent, found.links, mine)
         proof.findings += findings.unknown(name, found.unknown)
         self._known[name] = _Known(found, intent, mine, entries, proof)
         return proof
+
+    def connections(self, intent: TenantIntent) -> list[ProofFinding]:
+        """Return the open connections of a tenant that was proven, and that its intent does not allow. It is asked once
+        about each, as long as the intent stays the same."""
+        known = self._known[intent.tenant.name]
+        listed = self._fabric.connections(intent.tenant, known.found.judged)
+        if known.connections is None:
+            reserved = self._fabric.reserved
+            models = {v: ReferenceModel(intent, v, reserved, known.running, known.entries) for v in VERSIONS}
+            known.connections = ConnectionReference(intent, models)
+        return list(findings.open_connections(intent, known.connections.forbidden(listed)))
 
     def between(self, tenants: Sequence[Tenant], intents: Sequence[TenantIntent] = ()) -> Proof:
         """Comparison what the host forwards: nothing between tenants, and to the outside what has the right source."""

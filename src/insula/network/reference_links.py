@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from ipaddress import ip_address
 
 from insula.model.objects import Port
 from insula.network.addresses import link_local
+from insula.network.endpoints import port_name
 from insula.network.intent import RemotePort, TenantIntent
-from insula.network.interpreter.links import LinkLayer, TunnelEnd
+from insula.network.interpreter.delivery import NetworkPlace
+from insula.network.interpreter.links import BridgePort, LinkLayer, TunnelEnd
 
 
 def remotes(intent: TenantIntent) -> list[RemotePort]:
@@ -23,14 +26,29 @@ def addresses_of(remote: RemotePort) -> list[str]:
     return [*remote.addresses, *([link_local(remote.mac)] if six else [])]
 
 
-def links(intent: TenantIntent) -> LinkLayer:
-    """Return the only hosts that frames may go to, and the neighbours that are on them."""
+def links(intent: TenantIntent, running: Collection[int]) -> LinkLayer:
+    """Return the only hosts that frames may go to, the neighbours that are on them, and what may be on bridges: a
+    device for ports on other hosts need not. `running` are the indices of the ports that are plugged."""
     vnis = {network.name: network.vni for network in intent.networks}
     beyond = remotes(intent)
+    known = vnis.keys()
+    ports = {
+        NetworkPlace("port", port_name(port)): _port(port)
+        for port in intent.ports
+        if port.network in known and port.index in running
+    }
+    overlays = {NetworkPlace("overlay", each): BridgePort(each, suppress=True) for each in vnis}
     return LinkLayer(
         {(each.network, each.mac): frozenset([TunnelEnd(each.host, vnis[each.network])]) for each in beyond},
         {(each.network, str(ip_address(a))): each.mac for each in beyond for a in addresses_of(each)},
+        {**ports, **overlays},
     )
+
+
+def _port(port: Port) -> BridgePort:
+    """Return what a port of an instance is: its MAC address is known, others that it may have are learned."""
+    learning = any(pair.mac not in (None, port.mac) for pair in port.allowed_pairs)
+    return BridgePort(port.network, hairpin=True, learning=learning, broadcast=True, multicast=True)
 
 
 def owner(intent: TenantIntent, network: str, mac: str) -> RemotePort | Port | None:

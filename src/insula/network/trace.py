@@ -236,7 +236,7 @@ def _passes(ways: Sequence[TracedWay], asked: TraceRequest) -> bool:
         return any(end.kind == "port" for end in ends)
     if asked.target.gateway:
         return any(end.kind == "router" for end in ends)
-    return any(end.kind in ("outside", "peer", "port") for end in ends)
+    return any(end.kind in ("outside", "peer", "overlay", "port") for end in ends)
 
 
 def _refused_beyond(intent: TenantIntent, asked: TraceRequest) -> str | None:

@@ -24,7 +24,7 @@ from insula.kernel.netlink.socket import NetlinkSocket, Request
 
 _NETLINK_NETFILTER: Final = 12
 _GET, _DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
-_ORIGINAL, _REPLY, _ID, _FILTER = 1, 2, 12, 25
+_ORIGINAL, _REPLY, _MARK, _ID, _FILTER = 1, 2, 8, 12, 25
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
 _ADDRESSES: Final = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC and _DST, CTA_IP_V6_SRC and _DST
 _PROTOCOL, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
@@ -44,11 +44,12 @@ class Tuple(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """An entry; `handle` are its identifying attributes as the kernel listed them."""
+    """An entry; `handle` are its identifying attributes as the kernel listed them, `mark` is what rules have set."""
 
     original: Tuple
     reply: Tuple
     handle: bytes
+    mark: int = 0
 
 
 class Match(NamedTuple):
@@ -95,6 +96,10 @@ class ConntrackSocket(NetlinkSocket):
         """Return the entries that match. NetlinkError."""
         found = (_parse(body) for body in self.dump(_GET, _request(match)))
         return [each for each in found if each is not None and match.matches(each)]
+
+    def every(self, version: int) -> list[Connection]:
+        """Return all entries of an IP version. NetlinkError."""
+        return [each for body in self.dump(_GET, _header(version)) if (each := _parse(body))]
 
     def pairs(self, version: int) -> set[tuple[str, str]]:
         """Return source and destination of all entries of an IP version, as first packets had them. NetlinkError."""
@@ -153,7 +158,8 @@ def _parse(body: bytes) -> Connection | None:
     if original is None or reply is None:
         return None
     handle = attributes.attributes((_ORIGINAL | NESTED, found[_ORIGINAL]), (_ID, found.get(_ID)))
-    return Connection(original, reply, handle)
+    mark = int.from_bytes(found.get(_MARK, b""), "big")
+    return Connection(original, reply, handle, mark)
 
 
 def _tuple(data: bytes) -> Tuple | None:

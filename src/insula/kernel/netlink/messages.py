@@ -26,7 +26,7 @@ IFLA_NEW_IFINDEX = 49
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_EUI64, ADDR_GEN_MODE_NONE = 8, 0, 1
 BR_STP_STATE, BR_MCAST_SNOOPING, BRPORT_LEARNING, BRPORT_UNICAST_FLOOD = 5, 23, 8, 9
-BRPORT_HAIRPIN, BRPORT_MCAST_FLOOD, BRPORT_BCAST_FLOOD, BRPORT_NEIGH_SUPPRESS = 4, 27, 30, 32
+BRPORT_HAIRPIN, BRPORT_MCAST_FLOOD, BRPORT_BCAST_FLOOD, BRPORT_NEIGH_SUPPRESS, BRPORT_ISOLATED = 4, 27, 30, 32, 33
 VXLAN_ID, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 VETH_INFO_PEER, IFA_F_NODAD = 1, 2
@@ -76,6 +76,7 @@ class Link:
     broadcast: bool | None = None  # as a bridge port: whether it sends broadcast, and multicast, frames of others
     multicast: bool | None = None
     suppress: bool | None = None  # whether the bridge answers for neighbours behind it: BR_NEIGH_SUPPRESS
+    isolated: bool | None = None  # whether frames to other isolated ports of the bridge are dropped
     vxlan: VxlanSettings | None = None
 
 
@@ -141,6 +142,7 @@ def parse_link(body: bytes) -> Link:
         broadcast=_flag(port, BRPORT_BCAST_FLOOD),
         multicast=_flag(port, BRPORT_MCAST_FLOOD),
         suppress=_flag(port, BRPORT_NEIGH_SUPPRESS),
+        isolated=_flag(port, BRPORT_ISOLATED),
         vxlan=_vxlan(info),
     )
 

@@ -42,4 +42,6 @@ class Interpretation:
     forgeries: Sequence[Forgery] = ()
     overheard: Sequence[Overheard] = ()
     links: LinkLayer = field(default_factory=LinkLayer)
+    judged: frozenset[int] = frozenset()
+    """The marks of open connections that rules let pass without judging them again."""
     unknown: set[str] = field(default_factory=set)

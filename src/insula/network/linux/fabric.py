@@ -21,6 +21,7 @@ from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.model.routers import Router, RouterStatus
 from insula.network.fabric import CountedFlow, Installed, NameLease, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
 from insula.network.intent import PolicyIntent, TenantIntent
+from insula.network.interpreter.connections import OpenConnection
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.space import Boundaries
 from insula.network.interpreter.tracing import TracedPacket, TracedWay
@@ -49,6 +50,7 @@ from insula.network.linux.gates import NameGates
 from insula.network.linux.guarantees.host import HasShaper
 from insula.network.linux.guarantees.shaper import Shaper
 from insula.network.linux.guests import GuestServer
+from insula.network.linux.interpreter.connections import open_connections
 from insula.network.linux.interpreter.interpreters import Interpreters
 from insula.network.linux.naming import Naming
 from insula.network.linux.neighbours import enlarge_tables
@@ -414,6 +416,11 @@ class LinuxFabric(HasOutside, HasShaper):
     ) -> Interpretation:
         """Read the tenant's namespace, and compute whom it lets reach whom."""
         return self._interpreters.tenant(self._tenant(tenant), intent, running, cuts)
+
+    @about_tenant
+    def connections(self, tenant: Tenant, marks: Collection[int]) -> Sequence[OpenConnection]:
+        """Read the connection tracking of the tenant's namespace."""
+        return open_connections(self._tenant(tenant).netns, marks)
 
     @about_tenant
     def trace(self, tenant: Tenant, intent: TenantIntent, packet: TracedPacket) -> TracedWay:

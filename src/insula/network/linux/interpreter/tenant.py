@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from insula.kernel.netlink.messages import Link
 from insula.network.interpreter.boundaries import collect
+from insula.network.interpreter.connections import judged_marks
 from insula.network.interpreter.delivery import Delivery, NetworkPlace, PacketSource
 from insula.network.interpreter.fields import HeaderFields
 from insula.network.interpreter.interpretation import Interpretation, Overheard
@@ -43,7 +44,8 @@ class TenantInterpreter:
         found.forgeries = sorted({each for version in self.view.cuts for each in spoofing.forgeries(version)})
         found.inside, found.above = inside, above
         found.overheard = list(self._overheard())
-        found.links = link_layer(self.stack, self.view.overlays)
+        found.links = link_layer(self.stack, self.view.overlays, self.view.bridges, self.places)
+        found.judged = judged_marks(self.stack.program)
         found.unknown = spoofing.unknown.union(*(each.unknown for each in (*inside, *above)))
         return found
 

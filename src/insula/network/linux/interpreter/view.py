@@ -38,6 +38,8 @@ class InterpreterView:
     """The devices of peerings, each with the addresses of the other side's networks by version."""
     overlays: Mapping[str, str]
     """Networks by the name of the device that leads to their ports on other hosts."""
+    bridges: Mapping[str, str]
+    """Networks by the name of their bridge."""
     uplink: str
     translated: Mapping[int, NumberRange]
     """The addresses that packets have after translation, by version."""
@@ -46,11 +48,12 @@ class InterpreterView:
 
 @dataclass(frozen=True)
 class DeviceNames:
-    """The names of devices: of the port, peering, and overlay of a network with an index, and of the uplink."""
+    """The names of devices: of the port, peering, overlay and bridge with an index, and of the uplink."""
 
     port: Callable[[int], str]
     peering: Callable[[int], str]
     overlay: Callable[[int], str]
+    bridge: Callable[[int], str]
     uplink: str
 
 
@@ -91,6 +94,7 @@ def view(
             )
             for each in intent.peerings
         },
+        bridges={devices.bridge(network.index): network.name for network in intent.networks},
         uplink=devices.uplink,
         translated=translated,
         cuts=cuts,
