@@ -370,7 +370,7 @@ def test_the_interpreter_knows_neither_compiler_nor_model(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODEL, ids=lambda path: path.name)
 def test_the_model_knows_neither_compiler_nor_interpreter(path: Path) -> None:
-    data = ("space", "delivery", "links", "connections")  # what both speak of
+    data = ("space", "delivery", "links", "connections", "queues")  # what both speak of
     for name in imported(path):
         assert not name.startswith("insula.network.linux"), name
         if name.startswith("insula.network.interpreter."):

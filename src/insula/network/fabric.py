@@ -22,6 +22,7 @@ from insula.network.endpoints import Endpoint
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.interpreter.connections import OpenConnection
 from insula.network.interpreter.interpretation import Interpretation
+from insula.network.interpreter.queues import InstalledQueues
 from insula.network.interpreter.space import Boundaries
 from insula.network.interpreter.tracing import TracedPacket, TracedWay
 
@@ -395,6 +396,9 @@ class Fabric(Protocol):
 
     def interpret_host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
         """The same for the host between tenants: `inside` are runs from tenants, `above` those from others."""
+
+    def installed_queues(self, tenants: Sequence[Tenant]) -> InstalledQueues:
+        """Return the classes of traffic control that the packets of these tenants pass on this host."""
 
     def connections(self, tenant: Tenant, marks: Collection[int]) -> Sequence[OpenConnection]:
         """Return the tenant's open connections that have one of these marks. NotFound if it has no namespace."""

@@ -14,7 +14,7 @@ from insula.network.interpreter.interpretation import Forgery, Overheard
 from insula.network.interpreter.space import ECHO, ICMP, ICMPV6, TCP, UDP, NumberRange, Service, Space
 from insula.network.ranges import address_text
 
-FindingKind = Literal["leak", "blocked", "forged", "overheard", "unknown"]
+FindingKind = Literal["leak", "blocked", "forged", "overheard", "misqueued", "unknown"]
 _SOURCE_PORT: Final = 40000
 _USUAL_PORTS: Final = (80, 443, 22, 9)
 _SHOWN: Final = 8  # services in a text
@@ -41,8 +41,9 @@ class ProofFinding(NamedTuple):
     """A way in which the installed state differs from the intent.
 
     A ``leak`` lets packets come where they may not, ``blocked`` keeps them from where they should, ``forged`` lets a
-    port send from an address that is not its own, ``overheard`` gives a port frames that are for others, and
-    ``unknown`` is something that the interpreter does not understand, which counts as if it let everything pass.
+    port send from an address that is not its own, ``overheard`` gives a port frames that are for others, ``misqueued``
+    has packets in a queue that is not their tenant's, and ``unknown`` is something that the interpreter does not
+    understand, which counts as if it let everything pass.
     `source` and `target` are labels as in `endpoints.Endpoint`; `classes` is the number of packet classes.
     """
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from insula.model.objects import Tenant
-from insula.network import findings, link_findings
+from insula.network import findings, link_findings, queue_findings
 from insula.network.expectation import Expectation
 from insula.network.fabric import Entries, Fabric
 from insula.network.findings import ProofFinding
@@ -71,6 +71,10 @@ class Prover:
             _add(whole, one)
             whole.findings += self.connections(intent)
         _add(whole, self.between([intent.tenant for intent in intents], intents))
+        installed = self._fabric.installed_queues([intent.tenant for intent in intents])
+        whole.findings += queue_findings.findings(intents, installed)
+        unread = {f"the filter of packets of {tenant} ({direction})" for tenant, direction in installed.unread}
+        whole.findings += findings.unknown("host", unread)
         names = {intent.tenant.name for intent in intents}
         self._known = {name: known for name, known in self._known.items() if name in names}
         return whole

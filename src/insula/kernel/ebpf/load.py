@@ -24,6 +24,7 @@ _ATTR_SIZE = 128
 _NAME_OFFSET = 64  # of bpf_prog_info.name
 _INFO_SIZE = 96
 _MOST_PROGRAMS = 64  # BPF_CGROUP_MAX_PROGS
+_CONTEXT, _PRIORITY = 192, 32  # the length of struct __sk_buff, and where its priority is
 _LICENSE = b"Apache-2.0"  # it uses nothing that the kernel has for GPL programs only
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -76,6 +77,20 @@ def run(program: int, packet: bytes, context: bytes) -> int:
     bpf(_PROG_TEST_RUN, attr, "BPF_PROG_TEST_RUN")
     answer: int = struct.unpack_from("=i", attr, 4)[0]
     return answer
+
+
+def priority(number: int, packet: bytes) -> int:
+    """Return the priority that a packet (an Ethernet frame) has after the installed program with this number (its ID)
+    has seen it: skb->priority. OSError if there is no such program, or if the kernel can't run it."""
+    program = bpf(_PROG_GET_FD_BY_ID, struct.pack("=I", number), "BPF_PROG_GET_FD_BY_ID")
+    try:
+        data, after = ctypes.create_string_buffer(packet, len(packet)), ctypes.create_string_buffer(_CONTEXT)
+        head = struct.pack("=IIIIQQII", program, 0, len(packet), 0, ctypes.addressof(data), 0, 1, 0)
+        tail = struct.pack("=IIQQ", 0, _CONTEXT, 0, ctypes.addressof(after))
+        bpf(_PROG_TEST_RUN, ctypes.create_string_buffer(head + tail, _ATTR_SIZE), "BPF_PROG_TEST_RUN")
+    finally:
+        os.close(program)
+    return int(struct.unpack_from("=I", after, _PRIORITY)[0])
 
 
 def attach(group: int, program: int, where: int, old: int | None = None) -> None:

@@ -28,7 +28,7 @@ _KIND, _OPTIONS, _STATS2 = 1, 2, 7
 _STATS_BASIC, _STATS_QUEUE = 1, 3
 _HTB_PARMS, _HTB_INIT, _HTB_RATE64, _HTB_CEIL64 = 1, 2, 6, 7
 _TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 4, 6
-_BPF_ACT, _BPF_FD, _BPF_NAME = 1, 6, 7
+_BPF_ACT, _BPF_FD, _BPF_NAME, _BPF_ID = 1, 6, 7, 11
 _U32_CLASSID, _U32_HASH, _U32_LINK, _U32_DIVISOR, _U32_SEL, _U32_ACT = 1, 2, 3, 4, 5, 7
 _ACT_KIND, _ACT_OPTIONS, _MIRRED_PARMS, _STOLEN, _REDIRECT = 1, 2, 2, 4, 1
 _FIRST_KEY: Final = 16  # the length of a tc_u32_sel without its keys
@@ -81,12 +81,14 @@ class ClassCounters(NamedTuple):
 
 @dataclass(frozen=True)
 class BpfFilter:
-    """A filter of clsact: `name` is that of its eBPF program, `to` the index of the device that it redirects to."""
+    """A filter of clsact: `name` is that of its eBPF program, `to` the index of the device that it redirects to,
+    `program` the number (ID) that the kernel has given to the program."""
 
     parent: int
     priority: int
     name: str
     to: int | None
+    program: int = 0
 
 
 @dataclass(frozen=True)
@@ -310,7 +312,8 @@ def filters(rtnl: Rtnl, index: int, parent: int) -> list[BpfFilter]:
         nested = rtattr.parse(parts.get(_OPTIONS, b""))
         if parts.get(_KIND) == b"bpf\0" and _BPF_NAME in nested:
             name = rtattr.string(nested[_BPF_NAME])
-            found.append(BpfFilter(parent, info >> 16, name, _redirected(nested.get(_BPF_ACT, b""))))
+            number = rtattr.integer(nested[_BPF_ID]) if _BPF_ID in nested else 0
+            found.append(BpfFilter(parent, info >> 16, name, _redirected(nested.get(_BPF_ACT, b"")), number))
     return found
 
 

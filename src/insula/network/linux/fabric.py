@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -21,10 +21,6 @@ from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.model.routers import Router, RouterStatus
 from insula.network.fabric import CountedFlow, Installed, NameLease, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
 from insula.network.intent import PolicyIntent, TenantIntent
-from insula.network.interpreter.connections import OpenConnection
-from insula.network.interpreter.interpretation import Interpretation
-from insula.network.interpreter.space import Boundaries
-from insula.network.interpreter.tracing import TracedPacket, TracedWay
 from insula.network.linux import (
     bridge_filter,
     calls,
@@ -50,8 +46,8 @@ from insula.network.linux.gates import NameGates
 from insula.network.linux.guarantees.host import HasShaper
 from insula.network.linux.guarantees.shaper import Shaper
 from insula.network.linux.guests import GuestServer
-from insula.network.linux.interpreter.connections import open_connections
 from insula.network.linux.interpreter.interpreters import Interpreters
+from insula.network.linux.interpreter.reading import HasInterpreters
 from insula.network.linux.naming import Naming
 from insula.network.linux.neighbours import enlarge_tables
 from insula.network.linux.outside.host import HasOutside, HostOutside
@@ -68,7 +64,7 @@ from insula.network.names import gate
 log = logging.getLogger("insula.network")
 
 
-class LinuxFabric(HasOutside, HasShaper):
+class LinuxFabric(HasOutside, HasShaper, HasInterpreters):
     """Tenants' networks in network namespaces of this host.
 
     `run` is a directory on a file system that is empty after a reboot. `range4` and `range6` are the ranges of the
@@ -409,33 +405,6 @@ class LinuxFabric(HasOutside, HasShaper):
         if self._outside:
             found.drift.extend(self._outside.drift(tenant.name))
         return found
-
-    @about_tenant
-    def interpret(
-        self, tenant: Tenant, intent: TenantIntent, running: Collection[int], cuts: Mapping[int, Boundaries]
-    ) -> Interpretation:
-        """Read the tenant's namespace, and compute whom it lets reach whom."""
-        return self._interpreters.tenant(self._tenant(tenant), intent, running, cuts)
-
-    @about_tenant
-    def connections(self, tenant: Tenant, marks: Collection[int]) -> Sequence[OpenConnection]:
-        """Read the connection tracking of the tenant's namespace."""
-        return open_connections(self._tenant(tenant).netns, marks)
-
-    @about_tenant
-    def trace(self, tenant: Tenant, intent: TenantIntent, packet: TracedPacket) -> TracedWay:
-        """Follow a packet through the tenant's namespace."""
-        return self._interpreters.trace(self._tenant(tenant), intent, packet)
-
-    @about_tenant
-    def trace_host(self, tenant: Tenant, packet: TracedPacket) -> TracedWay:
-        """Follow a packet from or to the tenant's uplink through the host."""
-        return self._interpreters.trace_host(tenant, packet)
-
-    @about_host
-    def interpret_host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
-        """Read the host's namespace, and compute what it forwards from and to tenants."""
-        return self._interpreters.host(tenants, cuts)
 
     @about_tenant
     def traffic(self, tenant: Tenant, ports: Sequence[Port]) -> dict[int, Traffic]:

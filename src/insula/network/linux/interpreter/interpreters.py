@@ -93,7 +93,7 @@ class Interpreters:
     def host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
         """Interpret the host's namespace between these tenants."""
         assert self._reader is not None
-        uplinks = [self._uplink(tenant) for tenant in tenants]
+        uplinks = self.uplinks(tenants)
         stack = self._reader.read(filters_bridged={})
         last, asked = self._last.get(""), tuple(uplinks)
         if last is None or last.stack is not stack or last.asked != asked:
@@ -126,6 +126,10 @@ class Interpreters:
             own = int(ip_address(dict(uplink.addresses)[packet.version]))
             packet = packet._replace(source=packet.source._replace(address=NumberRange(own, own)))
         return trace_host(interpreter, uplink, packet)
+
+    def uplinks(self, tenants: Sequence[Tenant]) -> list[UplinkView]:
+        """Return the uplinks of tenants, as they should be."""
+        return [self._uplink(tenant) for tenant in tenants]
 
     def _uplink(self, tenant: Tenant) -> UplinkView:
         (_, four), (_, six) = self._naming.addresses(tenant.index)
