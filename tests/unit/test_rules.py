@@ -157,6 +157,7 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             "bridge macs": {("p7", MAC), ("p8", OTHER)},
             "bridge ipv4": {("p7", MAC, "10.0.0.2"), ("p8", OTHER, "10.0.0.3")},
             "bridge ipv6": {("p7", MAC, address) for address in own},
+            "bridge ndp_macs": {("p7", str(int(MAC.replace(":", ""), 16)))},
             "bridge sought4": {("p7", "10.0.0.2"), ("p8", "10.0.0.3")},
             "bridge sent": {("p7",), ("p8",)},
             "bridge received": {("p7",), ("p8",)},
