@@ -6,6 +6,7 @@ import struct
 from ipaddress import ip_address
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from insula.kernel.netlink.maps import KeyInterval
 from insula.model.objects import Network, Port, Tenant
@@ -132,6 +133,15 @@ def intents(draw: st.DrawFn) -> TenantIntent:
             operator=tier if draw(st.booleans()) else [],
         ),
     )
+
+
+@st.composite
+def others(draw: st.DrawFn, policy: PolicyIntent) -> PolicyIntent:
+    """The same policies with some other labels, or another group."""
+    changed = draw(st.dictionaries(st.sampled_from([*policy.labels]), labels, max_size=2))
+    office = draw(st.lists(cidrs, min_size=1, max_size=3)) if draw(st.booleans()) else policy.groups[0].cidrs
+    groups = [AddressGroup(tenant="acme", name="office", cidrs=office, created=0)]
+    return replace(policy, labels={**policy.labels, **changed}, groups=groups)
 
 
 connections = st.tuples(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import chain, filterfalse
 from socket import AF_INET, AF_INET6, inet_ntop
 
@@ -192,6 +192,14 @@ def uplink_mac(index: int, *, host: bool) -> str:
 def peering_mac(index: int, *, first: bool) -> str:
     """Return the MAC address of the first or second end of the peering with that index."""
     return _mac(0x00, 2 * index + first)
+
+
+def host_mac(underlay: str) -> str:
+    """Return the MAC address of a host's ends of peerings with other hosts, from its underlay address. Those of two
+    IPv6 addresses may be equal: they are 40 bits of a hash."""
+    if ":" not in underlay:
+        return _mac(0x04, int(IPv4Address(underlay)))
+    return ":".join(f"{octet:02x}" for octet in (0x06, *blake2b(underlay.encode(), digest_size=5).digest()))
 
 
 def _mac(kind: int, index: int) -> str:

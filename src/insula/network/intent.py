@@ -80,10 +80,18 @@ class RemotePort(Struct, kw_only=True):
     host: str
 
 
+class PeerPort(Struct, kw_only=True):
+    """A port of a peer on another host: its addresses, without the link-local one, and that host's underlay address."""
+
+    addresses: Sequence[str]
+    host: str
+
+
 class ConsumedService(Struct, kw_only=True):
     """A service endpoint of a tenant: addresses in its own `network` that are one port of an instance of the peer.
 
-    `number` tells the services of a peering apart.
+    `number` tells the services of a peering apart. `host` is the underlay address of the host with the instance, None
+    if it is this one.
     """
 
     number: int
@@ -91,6 +99,7 @@ class ConsumedService(Struct, kw_only=True):
     addresses: Sequence[str]
     protocol: Literal["tcp", "udp"]
     port: int
+    host: str | None = None
 
 
 class ProvidedService(Struct, kw_only=True):
@@ -110,6 +119,11 @@ class PeeringIntent(Struct, kw_only=True):
     `names` are the peer's instances there, with their addresses, and this tenant's service endpoints to the peer.
     Unless `routed`, the two sides may have the same addresses, and reach each other by service endpoints only:
     `consumes` are this tenant's, `provides` what those of the peer lead to.
+
+    `remotes` are the peer's ports on other hosts. What comes from there has this tenant's `vni`, and what goes there
+    the `peer_vni` (RFC 7348); both are unique on this cloud, as those of networks. `client` is the number by which
+    service endpoints tell what this host's instances send from what others do, and `clients` has the underlay addresses
+    of the peer's hosts by theirs: these numbers are unique among the hosts and services of the peering.
     """
 
     index: int
@@ -123,6 +137,11 @@ class PeeringIntent(Struct, kw_only=True):
     routed: bool = True
     consumes: Sequence[ConsumedService] = ()
     provides: Sequence[ProvidedService] = ()
+    remotes: Sequence[PeerPort] = ()
+    vni: int | None = None
+    peer_vni: int | None = None
+    client: int | None = None
+    clients: Mapping[int, str] = {}
 
 
 class TenantIntent(Struct, kw_only=True):

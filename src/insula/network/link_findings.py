@@ -56,7 +56,7 @@ def findings(intent: TenantIntent, found: LinkLayer, running: Collection[int]) -
 def _tunnels(intent: TenantIntent, found: LinkLayer, wanted: LinkLayer) -> Iterator[ProofFinding]:
     for network, mac in dict.fromkeys([*found.tunnels, *wanted.tunnels]):
         have, right = (each.tunnels.get((network, mac), frozenset()) for each in (found, wanted))
-        what = f"network {network} for {_name(intent, network, mac)}"
+        what = f"{_what(network)} for {_name(intent, network, mac)}"
         for end in sorted(have - right):
             why = "of another network" if end.vni not in {each.vni for each in right} and right else "and should not"
             text = f"{intent.tenant.name}: frames of {what} go to {_end(end)}, {why}"
@@ -73,7 +73,7 @@ def _neighbours(intent: TenantIntent, found: LinkLayer, wanted: LinkLayer) -> It
             continue
         tenant, name = intent.tenant.name, _name(intent, network, mac)
         if have is None:
-            text = f"{tenant}: nobody answers in network {network} for {address} of {name}"
+            text = f"{tenant}: nobody answers in {_what(network)} for {address} of {name}"
             yield _finding(intent, network, mac, "blocked", f"{tenant}/{name}", text, address)
         else:
             to = _name(intent, network, have)
@@ -128,6 +128,11 @@ def _finding(
     own = sender.address6 or "" if ":" in address else sender.address
     packet = Witness(6 if ":" in address else 4, own, address, UDP, 40000, 9)
     return ProofFinding(tenant, kind, source, target, 1, packet, f"{text}: {packet.text}")
+
+
+def _what(network: str) -> str:
+    """Return what a name is of: a network, or a peering or device, which say so."""
+    return network if " " in network else f"network {network}"
 
 
 def _no_one(mac: str) -> str:

@@ -120,7 +120,7 @@ class ReferenceModel:
                 for text in service.addresses:
                     if (":" in text) == (self.version == 6):
                         into.addresses.add(int(ip_address(text)), int(ip_address(text)))
-            for subnet in self._beyond(peering):
+            for subnet in (*self._beyond(peering), *self._on_others(peering)):
                 into.addresses.add(*subnet)
             for match in peering.allow:
                 reference_policies.cut_port(match, into)
@@ -341,6 +341,11 @@ class ReferenceModel:
     def _beyond(self, peering: PeeringIntent) -> list[NumberRange]:
         others = peering.others if peering.routed else ()
         return [subnet for network in others if (subnet := self.subnet(network))]
+
+    def _on_others(self, peering: PeeringIntent) -> list[NumberRange]:
+        """Return the peer's addresses on other hosts."""
+        found = [address for remote in peering.remotes for address in remote.addresses]
+        return [range_of(address) for address in found if (":" in address) == (self.version == 6)]
 
     def of_uplink(self, space: Space, senders: Sequence[PacketSource]) -> Expectation:
         """Return what packets from the uplink should reach: what the tenant offers to the outside, and nothing else."""

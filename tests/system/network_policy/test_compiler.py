@@ -15,7 +15,17 @@ from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
 from insula.model.errors import Conflict
 from insula.model.objects import Port
-from insula.model.policies import CidrPeer, InstancePeer, LabelRequirement, Policy, PolicyRule, PortMatch, Selector
+from insula.model.policies import (
+    AddressGroup,
+    CidrPeer,
+    GroupPeer,
+    InstancePeer,
+    LabelRequirement,
+    Policy,
+    PolicyRule,
+    PortMatch,
+    Selector,
+)
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.linux.epoch import Epoch
 from insula.network.linux.policy import chains, elements
@@ -135,7 +145,7 @@ def test_narrowing_a_policy_changes_one_entry_of_the_two_classes() -> None:
 
 
 def after_changes(
-    intent: TenantIntent, later: list[list[Policy]], plugged: list[list[Port]]
+    intent: TenantIntent, later: list[PolicyIntent], plugged: list[list[Port]]
 ) -> list[elements.SetContents]:
     """Have an intent installed, then other policies, each with other ports; what the kernel has after each change."""
 
@@ -149,15 +159,15 @@ def after_changes(
                 installed = InstalledPolicy(socket, TABLE, Epoch(socket, TABLE))
                 installed.commit((), installed.whole(intent, intent.ports))
                 now = intent.ports
-                for policies_, ports in zip(later, plugged, strict=True):
+                for policy_, ports in zip(later, plugged, strict=True):
                     for port in now:
                         if port not in ports:
                             installed.withdraw(port, ())
                     for port in ports:
                         if port not in now:
-                            installed.admit(port, intent.policy.labels.get(port.instance, {}), ())
+                            installed.admit(port, policy_.labels.get(port.instance, {}), ())
                     now = ports
-                    installed.replace(replace(intent.policy, policies=policies_))
+                    installed.replace(policy_)
                     found.append(elements.read(socket, TABLE))
                     assert installed.drift() == []
             finally:
@@ -169,9 +179,10 @@ def after_changes(
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(intent=policies.intents(), data=st.data(), seed=st.integers(0, 1 << 32))
-def test_changes_of_single_policies(intent: TenantIntent, data: st.DataObject, seed: int) -> None:
-    """They mean what the model says, while ports come and go. Most take the way that looks at some classes only."""
-    random, now, later = Random(seed), {each.name: each for each in intent.policy.policies}, list[list[Policy]]()
+def test_changes_of_single_policies_labels_and_groups(intent: TenantIntent, data: st.DataObject, seed: int) -> None:
+    """All mean what the model says, while ports come and go. Most take the way that looks at some classes only."""
+    random, now, later = Random(seed), {each.name: each for each in intent.policy.policies}, list[PolicyIntent]()
+    last = intent.policy
     plugged = [random.sample(intent.ports, random.randrange(len(intent.ports) + 1)) for _ in range(4)]
     for number in range(4):
         name = f"p{random.randrange(5)}"
@@ -181,9 +192,10 @@ def test_changes_of_single_policies(intent: TenantIntent, data: st.DataObject, s
             drawn = data.draw(policies.policies(name), label=f"change {number}")
             known = random.choice([*now.values()]) if now and random.random() < 0.7 else drawn
             now[name] = replace(known, name=name, audit=drawn.audit, dns=drawn.dns)
-        later.append([*now.values()])
-    for policies_, ports, sets in zip(later, plugged, after_changes(intent, later, plugged), strict=True):
-        changed = replace(intent, ports=ports, policy=replace(intent.policy, policies=policies_))
+        last = data.draw(policies.others(replace(last, policies=[*now.values()])), label=f"others {number}")
+        later.append(last)
+    for policy_, ports, sets in zip(later, plugged, after_changes(intent, later, plugged), strict=True):
+        changed = replace(intent, ports=ports, policy=policy_)
         check(changed, sets, random, 100)
 
 
@@ -198,7 +210,7 @@ def test_a_selector_or_a_range_more_is_found_without_looking_at_everything() -> 
         rule = PolicyRule(direction="in", peers=[CidrPeer(cidr="172.16.0.0/12")], ports=[])
         select = Selector(labels={"app": "client"}, expressions=[LabelRequirement(key="app", operator="Exists")])
         new = Policy(tenant="acme", name="new", select=select, directions=["in"], rules=[rule], created=0)
-        found = compiler.change(before, [*some, new])
+        found = compiler.change(before, replace(intent.policy, policies=[*some, new]))
         assert found
         after, changes = found
         have, wanted = elements.difference(before, after, changes)
@@ -206,6 +218,32 @@ def test_a_selector_or_a_range_more_is_found_without_looking_at_everything() -> 
         counts.append((len(changes.subjects), {name: number for name, number in differing.items() if number}))
     assert counts[0] == counts[1]
     assert {"ranges4", "subjects4", "isolated_in", "pairs_in", "guarded"} <= {*counts[0][1]}
+
+
+def test_other_labels_and_groups_are_found_without_looking_at_everything() -> None:
+    counts = []
+    for instances in (20, 200):
+        some = [policy(f"p{n}", f"app{n % 10}", 80 + n) for n in range(instances)]
+        rule = PolicyRule(direction="in", peers=[GroupPeer(group="office")], ports=[])
+        some.append(replace(policy("office", "app3"), rules=[rule]))
+        office = AddressGroup(tenant="acme", name="office", cidrs=["172.16.0.0/12"], created=0)
+        intent = world(some, instances)
+        whole = replace(intent.policy, groups=[office])
+        compiler = Compiler(whole, intent.networks, members_of(intent.ports))
+        compiled_ = compiler.run()
+        for other in (
+            replace(whole, labels={**whole.labels, "i5": {"app": "client"}}),
+            replace(whole, groups=[replace(office, cidrs=["172.16.0.0/13", "192.0.2.0/24"])]),
+        ):
+            found = compiler.change(compiled_, other)
+            assert found
+            after, changes = found
+            have, wanted = elements.difference(compiled_, after, changes)
+            differing = {name: len(have.get(name, {}).items() ^ some.items()) for name, some in wanted.items()}
+            counts.append((len(changes.subjects), {name: number for name, number in differing.items() if number}))
+            compiled_, whole = after, other
+    assert counts[:2] == counts[2:]
+    assert "subjects4" in counts[0][1] and "ranges4" in counts[1][1]
 
 
 def test_too_many_pairs_of_classes_are_refused_and_nothing_has_changed() -> None:

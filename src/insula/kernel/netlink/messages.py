@@ -33,7 +33,7 @@ VETH_INFO_PEER, IFA_F_NODAD = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
 RT_TABLE_MAIN, RTN_UNICAST, RTNH_F_ONLINK = 254, 1, 4
 FRA_IIFNAME, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL, FR_ACT_TO_TBL = 3, 6, 14, 15, 21, 1
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_VNI = 1, 2, 7
 NETNSA_NSID, NETNSA_FD = 1, 3
 NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_RETRANS_TIME = 1, 6, 1, 5
 NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 2, 4
@@ -94,6 +94,7 @@ class Neighbour:
     address: str | None
     permanent: bool
     host: str | None = None  # of a VXLAN device's forwarding entry: the host that frames are sent to
+    vni: int | None = None  # of such an entry: with this VNI instead of the device's
 
 
 class Route(NamedTuple):
@@ -183,6 +184,7 @@ def parse_neighbour(family: int, body: bytes) -> Neighbour:
         address=str(ip_address(to)) if to and family != socket.AF_BRIDGE else None,
         permanent=bool(state & NUD_PERMANENT) or (family == socket.AF_BRIDGE and bool(state & NUD_NOARP)),
         host=str(ip_address(to)) if to and family == socket.AF_BRIDGE else None,
+        vni=rtattr.integer(attributes[NDA_VNI]) if NDA_VNI in attributes else None,
     )
 
 

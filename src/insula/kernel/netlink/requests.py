@@ -64,7 +64,8 @@ def vxlan(
     port: int = 4789,
     index: int = 0,
     mtu: int,
-    master: int,
+    mac: str | None = None,
+    master: int | None = None,
     netns: int | None = None,
 ) -> Request:
     """Create a VXLAN device (RFC 7348), up, without learning: forwarding entries are added with `add_forwarding`.
@@ -79,7 +80,7 @@ def vxlan(
         (rt.VXLAN_PORT, struct.pack("!H", port)),
     )
     info = rtattr.nested((rt.INFO_KIND, b"vxlan\0"), (rt.INFO_DATA | rtattr.NESTED, data))
-    return _new_link(f"vxlan {name}", name, index, info, mtu=mtu, master=master, netns=netns)
+    return _new_link(f"vxlan {name}", name, index, info, mac=mac, mtu=mtu, master=master, netns=netns)
 
 
 def set_link(
@@ -297,14 +298,18 @@ def set_retransmission(index: int, milliseconds: int, *, ipv6: bool) -> Request:
     return Request(f"set {table} of {index}", rt.RTM_SETNEIGHTBL, 0, body)
 
 
-def add_forwarding(index: int, mac: str, *, remote: str | None = None) -> Request:
+def add_forwarding(index: int, mac: str, *, remote: str | None = None, vni: int | None = None) -> Request:
     """Add a forwarding entry (bridge(8) fdb): frames to `mac` leave by this bridge port or VXLAN device.
 
-    Those of a VXLAN device go to the host `remote`.
+    Those of a VXLAN device go to the host `remote`, with another VNI than the device's if `vni` is one.
     """
     state, place = (rt.NUD_PERMANENT, rt.NTF_SELF) if remote else (rt.NUD_NOARP, rt.NTF_MASTER)
     body = rt.NEIGH.pack(socket.AF_BRIDGE, index, state, place, 0)
-    body += rtattr.attributes((rt.NDA_LLADDR, rtattr.mac(mac)), (rt.NDA_DST, remote and _packed(remote)[1]))
+    body += rtattr.attributes(
+        (rt.NDA_LLADDR, rtattr.mac(mac)),
+        (rt.NDA_DST, remote and _packed(remote)[1]),
+        (rt.NDA_VNI, None if vni is None else rtattr.u32(vni)),
+    )
     return Request(f"add forwarding entry {mac}", rt.RTM_NEWNEIGH, CREATE | REPLACE, body)
 
 

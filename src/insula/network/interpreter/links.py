@@ -39,7 +39,8 @@ class BridgePort(NamedTuple):
 @dataclass(frozen=True)
 class LinkLayer:
     """`tunnels` are the hosts that frames of a network go to, by (network, destination MAC address); `neighbours` the
-    MAC addresses that packets are sent to, by (network, IP address); `ports` what is on bridges."""
+    MAC addresses that packets are sent to, by (network, IP address); `ports` what is on bridges. A peering is in the
+    place of a network as "peering NAME"."""
 
     tunnels: Mapping[tuple[str, str], frozenset[TunnelEnd]] = field(default_factory=dict)
     neighbours: Mapping[tuple[str, str], str] = field(default_factory=dict)

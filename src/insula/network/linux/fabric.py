@@ -238,7 +238,7 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters):
         with recording(errors, "tenant"):
             for network in made:
                 self._resolver.await_network(tenant, namespace.netns, self._upstream(tenant), network)
-        self._peers.apply(namespace, intent, errors)
+        self._peers.apply(namespace, intent, self._members, errors)
         with recording(errors, "outside"):
             if self._outside:
                 self._outside.realise(intent, namespace.outside)

@@ -23,8 +23,9 @@ MTU: Final = 1500  # of the uplinks
 _GUARANTEED: Final = 1 << 15  # the first address of a range that is no uplink's
 MAX_PORTS: Final = 1023  # of a bridge (BR_MAX_PORTS in net/bridge/br_private.h, without number 0)
 PEERING: Final = "peer"  # the beginning of the names of devices there that lead to other tenants
-# the first interface indices of bridges, VXLAN devices and ports
-_NETWORKS, _VXLANS, _PORTS = 1_000_000_000, 1_500_000_000, 2_000_000_000
+PEERING_VXLAN: Final = f"{PEERING}vx"  # of those that lead to other tenants on other hosts
+# the first interface indices of bridges, VXLAN devices of networks and of peerings, and ports
+_NETWORKS, _VXLANS, _PEERINGS, _PORTS = 1_000_000_000, 1_500_000_000, 1_750_000_000, 2_000_000_000
 _PREFIX = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
@@ -44,6 +45,10 @@ def peering(index: int) -> str:
     return f"{PEERING}{index}"
 
 
+def peering_vxlan(index: int) -> str:
+    return f"{PEERING_VXLAN}{index}"
+
+
 def egress(number: int) -> str:
     return f"{EGRESS}{number}"
 
@@ -58,6 +63,10 @@ def is_bridge_index(index: int) -> bool:
 
 def vxlan_index(network: int) -> int:
     return _VXLANS + network
+
+
+def peering_vxlan_index(index: int) -> int:
+    return _PEERINGS + index
 
 
 def port_index(index: int) -> int:

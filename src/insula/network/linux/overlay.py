@@ -120,7 +120,7 @@ def remove(path: Path) -> None:
 def _remove() -> None:
     """Delete all devices of the calling thread's namespace that lead to other hosts or other tenants."""
     with Rtnl() as rtnl:
-        heads = ("vx", naming.PEERING)
+        heads = ("vx", naming.PEERING, naming.PEERING_VXLAN)
         mine = [
             link.index for link in rtnl.links() if any(naming.number(link.name, each) is not None for each in heads)
         ]

@@ -4,13 +4,14 @@ The devices have no addresses. The next hop of a route is an address with a perm
 Only the networks of a peering have paths to its device and from there (rules.py). So what is not in it can't be reached
 through it: other networks, other peers, gateways, and the way out of either tenant. The ports that the peer may open
 connections to are elements of two sets. Whichever tenant's state is applied makes both ends, so no order is needed.
+Instances of the peer on other hosts are reached by `peer_overlay`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Final
@@ -90,10 +91,10 @@ def _configure(name: str, link: Link, end: PeeringEnd, mac: str, other: str) -> 
         *(netlink.delete_route_in(route) for route in present - wanted if route.destination not in destinations),
     )
     if new := destinations - {route.destination for route in present}:
-        call_in(end.netns, lambda: _forget_translated(new))
+        call_in(end.netns, lambda: forget_translated(new))
 
 
-def _forget_translated(destinations: Iterable[str]) -> None:
+def forget_translated(destinations: Iterable[str]) -> None:
     """Delete tracked connections to these networks that began when they were outside: their source is translated to the
     uplink's address as long as they last. Runs in the tenant's namespace."""
     networks = [ip_network(each) for each in destinations]
@@ -105,11 +106,8 @@ def _forget_translated(destinations: Iterable[str]) -> None:
 
 
 def _routes(index: int, end: PeeringEnd) -> Iterator[Route]:
-    """Yield the routes of one end. What the router itself sends there has a gateway's address of the peering."""
-    present = {address.address.partition("/")[0] for address in end.rtnl.addresses()}
-    own = [each for network in end.networks for each in (network.gateway, network.gateway6) if each in present]
-    source = next((address for address in own if ":" not in address), None)
-    source6 = next((address for address in own if ":" in address), None)
+    """Yield the routes of one end."""
+    source, source6 = sources(end.rtnl, end.networks)
     for subnet in map(ip_network, end.transit):
         if subnet.version == 4:
             yield Route(RT_TABLE_MAIN, str(subnet), HOP4, index, source)
@@ -123,30 +121,42 @@ def _routes(index: int, end: PeeringEnd) -> Iterator[Route]:
                 yield Route(RT_TABLE_MAIN, str(subnet), HOP6, index, source6)
 
 
+def sources(rtnl: Rtnl, networks: Iterable[Network]) -> tuple[str | None, str | None]:
+    """Return the IPv4 and IPv6 address that what the router itself sends to the peer has: a gateway's."""
+    present = {address.address.partition("/")[0] for address in rtnl.addresses()}
+    own = [each for network in networks for each in (network.gateway, network.gateway6) if each in present]
+    four = next((address for address in own if ":" not in address), None)
+    return four, next((address for address in own if ":" in address), None)
+
+
 def _has_ipv6(end: PeeringEnd) -> bool:
     return any(network.gateway6 for network in end.networks)
 
 
-def elements(networks: Mapping[str, Network], peerings: Sequence[PeeringIntent]) -> dict[str, list[tuple[str, ...]]]:
-    """Return the set elements of a tenant's peerings. `networks` are the tenant's that are installed, by name."""
-    paths: list[tuple[str, ...]] = []
+def elements(
+    networks: Mapping[str, Network], peerings: Sequence[PeeringIntent], between: Collection[int] = ()
+) -> dict[str, list[tuple[str, ...]]]:
+    """Return the set elements of a tenant's peerings. `networks` are the tenant's that are installed, by name, and
+    `between` the indices of peerings that lead to other hosts as well (peer_overlay.py)."""
+    paths: set[tuple[str, ...]] = set()
     protocols: set[tuple[str, ...]] = set()
     ports: set[tuple[str, ...]] = set()
-    for peering in peerings:
-        device = naming.peering(peering.index)
+    devices = [(peering, naming.peering(peering.index)) for peering in peerings]
+    devices += [(each, naming.peering_vxlan(each.index)) for each in peerings if each.index in between]
+    for peering, device in devices:
         for network in (networks[name] for name in peering.networks if name in networks):
             bridge = naming.bridge(network.index)
-            paths += [*([(bridge, device)] if peering.routed else []), *([(device, bridge)] if peering.allow else [])]
+            paths |= {*([(bridge, device)] if peering.routed else []), *([(device, bridge)] if peering.allow else [])}
         for match in peering.allow:
             if match.port is None:
                 protocols |= {(device, protocol) for protocol in _protocols(match)}
             else:
                 numbers = range(match.port, (match.end_port or match.port) + 1)
                 ports |= {(device, match.protocol, str(number)) for number in numbers}
-        paths += transit.paths(networks, peering)
+        paths.update(transit.paths(networks, peering))
     return {
         **transit.pinged(networks, peerings),
-        "inet paths": paths,
+        "inet paths": sorted(paths),
         "inet peer_protocols": sorted(protocols),
         "inet peer_ports": sorted(ports),
     }

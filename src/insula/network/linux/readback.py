@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -17,10 +17,13 @@ from insula.kernel.netlink.messages import Link, Neighbour, Route, Rule
 from insula.kernel.netns import call_in
 from insula.network.addresses import gateway_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
-from insula.network.linux import naming, overlay, routing, rules, sysctl, transit
+from insula.network.linux import naming, overlay, peer_overlay, routing, rules, sysctl, transit
 from insula.network.linux.deletion import is_gone
 from insula.network.linux.drift import rule_drift
 from insula.network.linux.tenant import FAMILIES, TenantNamespace
+
+_OURS: Final = ("br", "p", "vx", naming.EGRESS, naming.PEERING, naming.PEERING_VXLAN)
+"""The beginnings of the names of devices."""
 
 
 def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
@@ -57,6 +60,7 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
         *_port_drift(ports, links, forwarding, elements),
         *_overlay_drift(namespace, links, forwarding, elements),
         *_peering_drift(namespace, links),
+        *_peer_overlay_drift(namespace, links, elements),
         *services.drift(),
         *_orphans(links, elements),
         *namespace.policy.drift(),
@@ -268,16 +272,29 @@ def _peering_drift(namespace: TenantNamespace, links: dict[int, Link]) -> Iterat
             yield f"next hop {hop} of {link.name} is unknown"
 
 
+def _peer_overlay_drift(
+    namespace: TenantNamespace, links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]
+) -> Iterator[str]:
+    """Check devices that lead to other tenants on other hosts."""
+    visitors = [*elements.get("inet visitors4", ()), *elements.get("inet visitors6", ())]
+    by_name = {link.name: link for link in links.values()}
+    for link in links.values():
+        if naming.number(link.name, naming.PEERING_VXLAN) is not None:
+            known = [address for device, address in visitors if device == link.name]
+            yield from peer_overlay.drift(namespace.rtnl, link, by_name, known)
+
+
 def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) -> Iterator[str]:
     """Return unknown devices, and devices that set elements allow although they don't exist. A counter may outlive its
-    device until it was read."""
+    device until it was read, and a peer may be on other hosts only."""
     names = {link.name for link in links.values()}
+    names |= {naming.peering(index) for name in names if (index := naming.number(name, naming.PEERING_VXLAN))}
     others = (*rules.COUNTERS, "inet routed4", "inet routed6")
     allowed = {each[0] for name, some in elements.items() if name not in others for each in some}
     for device in sorted(allowed - names):
         yield f"rule elements of {device}, which does not exist"
     for link in links.values():
         if link.name not in ("lo", naming.UPLINK, naming.RATES) and all(
-            naming.number(link.name, head) is None for head in ("br", "p", "vx", naming.EGRESS, naming.PEERING)
+            naming.number(link.name, head) is None for head in _OURS
         ):
             yield f"device {link.name} is not ours"

@@ -73,6 +73,8 @@ table inet {table} {{
     set routed6 {{ type ipv6_addr . mark; }}
     set peer_protocols {{ type ifname . inet_proto; }}
     set peer_ports {{ type ifname . inet_proto . inet_service; }}
+    set visitors4 {{ typeof iifname . ip saddr; }}
+    set visitors6 {{ typeof iifname . ip6 saddr; }}
     set egress_sent {{ typeof meta nfproto; counter; }}
     set egress_received {{ typeof meta nfproto; counter; }}
     {policy_sets}
@@ -165,6 +167,8 @@ table inet {table} {{
         ct mark set meta nfproto map @epoch accept
     }}
     chain from_peer {{
+        iifname "{peering_vxlan}*" iifname . ip saddr != @visitors4 drop comment "no instance of the peer elsewhere"
+        iifname "{peering_vxlan}*" iifname . ip6 saddr != @visitors6 drop
         iifname . meta l4proto @peer_protocols return
         meta l4proto tcp iifname . meta l4proto . ct reply proto-src @peer_ports return
         meta l4proto udp iifname . meta l4proto . ct reply proto-src @peer_ports return
@@ -212,6 +216,7 @@ def tenant_rules(table: str) -> str:
             uplink=naming.UPLINK,
             egress=naming.EGRESS,
             peering=naming.PEERING,
+            peering_vxlan=naming.PEERING_VXLAN,
             metadata4=", ".join(METADATA4),
             connections=CONNECTIONS,
             each=CONNECTIONS_EACH,
@@ -281,6 +286,8 @@ _TYPES: Final = {
     "inet endpoints6": "d6",
     "inet peer_protocols": "dp",
     "inet peer_ports": "dps",
+    "inet visitors4": "d4",
+    "inet visitors6": "d6",
     "inet egress_sent": "v",
     "inet egress_received": "v",
 }

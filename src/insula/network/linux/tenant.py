@@ -32,6 +32,7 @@ from insula.network.linux import (
     neighbours,
     overlay,
     pairs,
+    peer_overlay,
     peering,
     routing,
     rules,
@@ -233,6 +234,7 @@ class TenantNamespace:
             network = naming.number(link.name, "vx") if network is None else network
             stale = network is not None and network not in networks and (intent.complete or network in self._networks)
             joined = naming.number(link.name, naming.PEERING)
+            joined = naming.number(link.name, naming.PEERING_VXLAN) if joined is None else joined
             stale |= joined is not None and joined not in peerings and (intent.complete or joined in self._peerings)
             stale |= port is not None and port not in ports and (intent.complete or port in self._ports)
             stale |= port in ports and link.index != naming.port_index(ports[port].index)
@@ -296,7 +298,9 @@ class TenantNamespace:
         wanted: list[rules.Elements] = [rules.OF_EGRESS, counted]
         routed = routing.elements(networks, intent.routers)
         wanted += [*map(rules.of_network, networks.values()), *map(rules.of_port, ports), routed]
-        wanted.append(peering.elements(networks, intent.peerings))
+        between = [each for each in intent.peerings if peer_overlay.is_needed(each, intent.ports)]
+        wanted.append(peering.elements(networks, intent.peerings, [each.index for each in between]))
+        wanted += [peer_overlay.elements(networks, each, self.naming.range6) for each in between]
         wanted += elsewhere
         if not intent.complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}

@@ -4,7 +4,8 @@ They are for tenants whose networks have the same addresses. Neither knows the o
 have *transit* addresses. The consumer's router translates the endpoint's address to a transit address of the service,
 and the client's to one of its own; the provider's router translates the service's to the instance's. Both translations
 are elements of maps. The transit addresses of a peering follow from its index. No tenant's network can have them: they
-lie in 240.0.0.0/4, which is reserved (RFC 1112), and in the second half of the uplinks' IPv6 range.
+lie in 240.0.0.0/4, which is reserved (RFC 1112), and in the second half of the uplinks' IPv6 range. The clients of each
+host have one of their own, so that the provider's hosts know where answers go.
 
 The rules are in a table of their own, which only tenants with endpoints have.
 
@@ -25,7 +26,7 @@ from insula.kernel.netlink.nftables import IFNAME, NftablesSocket
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network
-from insula.network.intent import PeeringIntent
+from insula.network.intent import ConsumedService, PeeringIntent
 from insula.network.linux import naming, rules
 from insula.network.linux.naming import Naming
 
@@ -91,6 +92,23 @@ def _address(version: int, index: int, number: int, range6: IPv6Network) -> str:
     return str(range6[(range6.num_addresses >> 1) + offset])
 
 
+def hosts(peering: PeeringIntent, range6: IPv6Network) -> dict[str, str]:
+    """Return the underlay addresses of the hosts where transit addresses of the peering are reached: those of the
+    services that the tenant consumes, and those of the clients of what it provides."""
+    found = {}
+    for each in peering.consumes:
+        for address in each.addresses if each.host else ():
+            found[_address(_version(address), peering.index, each.number, range6)] = each.host or ""
+    for number, host in peering.clients.items():
+        found |= {_address(version, peering.index, number, range6): host for version in (4, 6)}
+    return found
+
+
+def clients(peering: PeeringIntent, range6: IPv6Network) -> list[str]:
+    """Return the transit addresses that clients of other hosts have."""
+    return [_address(version, peering.index, number, range6) for number in peering.clients for version in (4, 6)]
+
+
 def addresses(networks: Mapping[str, Network], peerings: Iterable[PeeringIntent]) -> dict[int, list[str]]:
     """Return the addresses of endpoints by the index of their network's bridge: the bridge answers for them."""
     found: dict[int, list[str]] = {}
@@ -113,8 +131,13 @@ def pinged(networks: Mapping[str, Network], peerings: Iterable[PeeringIntent]) -
 
 def paths(networks: Mapping[str, Network], peering: PeeringIntent) -> list[tuple[str, ...]]:
     """Return the paths from networks with endpoints to the peering that they use."""
-    used = [networks[each.network] for each in peering.consumes if each.network in networks]
-    return [(naming.bridge(network.index), naming.peering(peering.index)) for network in used]
+    used = [(networks[each.network], each) for each in peering.consumes if each.network in networks]
+    return [(naming.bridge(network.index), device(peering, each)) for network, each in used]
+
+
+def device(peering: PeeringIntent, service: ConsumedService) -> str:
+    """Return the device by which a service is reached."""
+    return naming.peering_vxlan(peering.index) if service.host else naming.peering(peering.index)
 
 
 def wanted(
@@ -123,8 +146,8 @@ def wanted(
     """Return the elements of a tenant's maps, for what it consumes and what it provides."""
     found: Translations = {name: {} for name in MAPS}
     for peering in peerings:
-        device, index = naming.peering(peering.index), peering.index
-        consumer = _CONSUMERS[tenant < peering.peer.name]
+        index = peering.index
+        consumer = peering.client or _CONSUMERS[tenant < peering.peer.name]
         for endpoint in peering.consumes:
             network = networks.get(endpoint.network)
             for address in endpoint.addresses if network else ():
@@ -133,13 +156,14 @@ def wanted(
                 key = _key(naming.bridge(network.index), address, endpoint.protocol, endpoint.port)
                 found[f"endpoints{version}"][key] = _packed(_address(version, index, endpoint.number, range6))
                 own = _packed(_address(version, index, consumer, range6))
-                found[f"transit{version}"][KeyInterval(_device(device))] = own
+                found[f"transit{version}"][KeyInterval(_device(device(peering, endpoint)))] = own
         for service in peering.provides:
             for address in service.addresses:
                 version = _version(address)
                 there = _address(version, index, service.number, range6)
-                key = _key(device, there, service.protocol, service.port)
-                found[f"endpoints{version}"][key] = _packed(address)
+                for name in (naming.peering(index), *([naming.peering_vxlan(index)] if peering.clients else [])):
+                    key = _key(name, there, service.protocol, service.port)
+                    found[f"endpoints{version}"][key] = _packed(address)
     return found
 
 

@@ -125,15 +125,20 @@ class Members:
     def check(self, network: Network) -> None:
         """Check that the network's packets fit into those of the underlay. Invalid, Unavailable if this host lacks its
         underlay address."""
+        device, most = self.room()
+        if network.mtu > most:
+            what = f"network {network.name} has an MTU of {network.mtu}, but {device} has room for {most} with VXLAN"
+            raise Invalid(what, f"make the network with --mtu {most}, or raise the MTU of the underlay on all hosts")
+
+    def room(self) -> tuple[str, int]:
+        """Return the underlay device, and the largest packet of a tenant that it has room for. Unavailable if this host
+        lacks its underlay address."""
         here = {a.index for a in self.rtnl.addresses() if a.address.partition("/")[0] == self.underlay.address}
         link = next((link for link in self.rtnl.links() if link.index in here), None)
         if link is None:
             what = f"no device of this host has the underlay address {self.underlay.address}"
             raise Unavailable(what, "add the address to a device, or set another underlay")
-        most = link.mtu - OVERHEAD[self.underlay.version]
-        if network.mtu > most:
-            what = f"network {network.name} has an MTU of {network.mtu}, but {link.name} has room for {most} with VXLAN"
-            raise Invalid(what, f"make the network with --mtu {most}, or raise the MTU of the underlay on all hosts")
+        return link.name, link.mtu - OVERHEAD[self.underlay.version]
 
     def _keys(self) -> list[bytes]:
         return self._nftables.keys("inet", self._table, self.underlay.members)

@@ -40,7 +40,7 @@ class Shaper:
         self._naming = naming
         self._underlay = underlay
         self._destinations = DestinationCeilings(underlay) if underlay else None
-        self._vnis: dict[int, Sequence[int]] = {}  # of the networks that were applied, by the index of the tenant
+        self._vnis: dict[int, Mapping[str, Sequence[int]]] = {}  # by the index of the tenant that was applied
         self._lock = threading.Lock()
         self._last: dict[int, Shaping | None] = {}  # what was applied, by the index of the tenant
         self._ports: dict[int, PortShaper] = {}
@@ -59,7 +59,7 @@ class Shaper:
         tenant, shaping = intent.tenant.index, intent.shaping
         with self._lock:
             self._last[tenant] = shaping
-            self._vnis[tenant] = [network.vni for network in intent.networks]
+            self._vnis[tenant] = {direction: _vnis(intent, direction) for direction in DIRECTIONS}
             uplink = host.index(self._naming.uplink(tenant))
             if shaping is None or uplink is None:
                 self._remove(host, tenant, uplink)
@@ -70,7 +70,7 @@ class Shaper:
                 have = self._classes(host, index, tenant, shaping)
                 host.execute(*_changes(index, tenant, shaping, direction, have))
                 if direction == "out" and self._destinations is not None:
-                    self._destinations.apply(host, index, tenant, shaping, self._vnis[tenant], have)
+                    self._destinations.apply(host, index, tenant, shaping, self._vnis[tenant]["out"], have)
                 stale += _leftovers(index, tenant, shaping, direction, have)
             self._ensure_filters(host, uplink, tenant, shaping, devices)
             host.execute(*self._routes(tenant, uplink, shaping))
@@ -84,8 +84,9 @@ class Shaper:
         if self._underlay is None or (device := self._underlay_device(host)) is None:
             return
         version, port = self._underlay.version, self._underlay.port
-        for index in devices.values():
-            overlay.classify(host, index, tree.rest(tenant), self._vnis[tenant], version=version, port=port)
+        for direction, index in devices.items():
+            vnis = self._vnis[tenant][direction]
+            overlay.classify(host, index, tree.rest(tenant), vnis, version=version, port=port)
         overlay.redirect(host, device, devices, version=version, port=port)
 
     def limit_senders(self, host: Rtnl, receiver: str, ceilings: Mapping[int, int]) -> None:
@@ -100,7 +101,7 @@ class Shaper:
             for tenant in concerned:
                 shaping = self._last.get(tenant)
                 if shaping is not None and tree.tenant(tenant) in have:
-                    self._destinations.apply(host, out, tenant, shaping, self._vnis[tenant], have)
+                    self._destinations.apply(host, out, tenant, shaping, self._vnis[tenant]["out"], have)
 
     def _underlay_device(self, host: Rtnl) -> int | None:
         """Return the index of the device that has this host's underlay address; None if none has it."""
@@ -334,6 +335,13 @@ def has_filters(host: Rtnl, device: int) -> bool:
     """Return whether a device has the discipline clsact."""
     found = tc.qdisc(host, device, tc.CLSACT)
     return found is not None and found.kind == "clsact"
+
+
+def _vnis(intent: TenantIntent, direction: str) -> list[int]:
+    """Return the VNIs of what a tenant sends to other hosts ("out"), or receives from there: those of its networks, and
+    of peerings that of the receiving end."""
+    ends = [each.peer_vni if direction == "out" else each.vni for each in intent.peerings]
+    return [*(network.vni for network in intent.networks), *(vni for vni in ends if vni is not None)]
 
 
 def _changes(

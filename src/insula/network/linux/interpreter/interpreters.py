@@ -28,7 +28,7 @@ _LISTED: Final = 1 << 2 | 1 << 3 | 1 << 8 | 1 << 11
 """Flags of libnftables(3): a table with handles and numeric priorities, without elements and counters."""
 _BRIDGED = {4: "bridge/bridge-nf-call-iptables", 6: "bridge/bridge-nf-call-ip6tables"}
 
-_DEVICES = DeviceNames(naming.port, naming.peering, naming.vxlan, naming.bridge, naming.UPLINK)
+_DEVICES = DeviceNames(naming.port, naming.peering, naming.vxlan, naming.peering_vxlan, naming.bridge, naming.UPLINK)
 
 
 class ReadNamespace(Protocol):

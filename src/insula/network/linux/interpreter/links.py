@@ -15,8 +15,8 @@ from insula.network.linux.interpreter.stack import Stack
 def link_layer(
     stack: Stack, overlays: Mapping[str, str], bridges: Mapping[str, str], places: Mapping[str, NetworkPlace]
 ) -> LinkLayer:
-    """Return what leaves by VXLAN devices, and what is on bridges. `overlays` and `bridges` are the networks by the
-    names of their devices, `places` those of ports and VXLAN devices. Others are in
+    """Return what leaves by VXLAN devices, and what is on bridges. `overlays` are networks and peerings, and `bridges`
+    networks, by the names of their devices, `places` those of ports and VXLAN devices. Others are in
     `Interpretation.overheard`."""
     tunnels: dict[tuple[str, str], frozenset[TunnelEnd]] = {}
     neighbours: dict[tuple[str, str], str] = {}
@@ -29,7 +29,7 @@ def link_layer(
                 ends = (TunnelEnd(host, link.vxlan.vni if vni is None else vni) for host, vni in hosts)
                 tunnels[network, mac] = frozenset(ends)
         for (version, index, address), mac in stack.neighbours.items():
-            if index == link.master:
+            if index == (link.master or link.index):
                 neighbours[network, str(ip_address(address.to_bytes(BITS[version] // 8, "big")))] = mac
     return LinkLayer(tunnels, neighbours, dict(_ports(stack, bridges, places)))
 

@@ -29,7 +29,7 @@ class TenantInterpreter:
         self.view = view
         peers = {device: place for device, (place, _) in view.peers.items()}
         overlays = {device: NetworkPlace("overlay", network) for device, network in view.overlays.items()}
-        self.places = {**view.ports, **peers, **overlays, view.uplink: NetworkPlace("uplink")}
+        self.places = {**view.ports, **overlays, **peers, view.uplink: NetworkPlace("uplink")}
 
     def interpret(self) -> Interpretation:
         """Return whom the tenant's ports and its uplink reach."""

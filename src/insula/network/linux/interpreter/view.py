@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
 from insula.network.endpoints import port_name
-from insula.network.intent import TenantIntent
+from insula.network.intent import PeeringIntent, TenantIntent
 from insula.network.interpreter.delivery import NetworkPlace, PacketSource
 from insula.network.interpreter.space import Boundaries, NumberRange
 from insula.network.ranges import number_of
@@ -35,9 +35,9 @@ class InterpreterView:
     senders: Mapping[int, Sequence[tuple[str, PacketSource]]]
     owners: Mapping[int, Mapping[int, str]]
     peers: Mapping[str, tuple[NetworkPlace, Mapping[int, Sequence[NumberRange]]]]
-    """The devices of peerings, each with the addresses of the other side's networks by version."""
+    """The devices of peerings, each with the other side's addresses there by version."""
     overlays: Mapping[str, str]
-    """Networks by the name of the device that leads to their ports on other hosts."""
+    """Networks and peerings by the name of the device that leads to their ports on other hosts."""
     bridges: Mapping[str, str]
     """Networks by the name of their bridge."""
     uplink: str
@@ -48,11 +48,13 @@ class InterpreterView:
 
 @dataclass(frozen=True)
 class DeviceNames:
-    """The names of devices: of the port, peering, overlay and bridge with an index, and of the uplink."""
+    """The names of devices: of the port, of the peering, of the overlays of a network and of a peering, and of the
+    bridge with an index, and of the uplink."""
 
     port: Callable[[int], str]
     peering: Callable[[int], str]
     overlay: Callable[[int], str]
+    peering_overlay: Callable[[int], str]
     bridge: Callable[[int], str]
     uplink: str
 
@@ -86,19 +88,34 @@ def view(
             version: {**_elsewhere(intent, version), **_further(ports, version), **_own(ports, version)}
             for version in cuts
         },
-        overlays={devices.overlay(network.index): network.name for network in intent.networks},
-        peers={
-            devices.peering(each.index): (
-                NetworkPlace("peer", each.peer.name),
-                {version: _subnets(each.others, version) for version in cuts},
-            )
-            for each in intent.peerings
+        overlays={
+            **{devices.overlay(network.index): network.name for network in intent.networks},
+            **{devices.peering_overlay(each.index): f"peering {each.name}" for each in intent.peerings},
         },
         bridges={devices.bridge(network.index): network.name for network in intent.networks},
+        peers=_peers(intent.peerings, cuts, devices),
         uplink=devices.uplink,
         translated=translated,
         cuts=cuts,
     )
+
+
+def _peers(
+    peerings: Iterable[PeeringIntent], versions: Iterable[int], devices: DeviceNames
+) -> dict[str, tuple[NetworkPlace, dict[int, Sequence[NumberRange]]]]:
+    """Return the devices of peerings: on this host all addresses of the peer's networks may be, and on others those of
+    ports there."""
+    found = dict[str, tuple[NetworkPlace, dict[int, Sequence[NumberRange]]]]()
+    for each in peerings:
+        place = NetworkPlace("peer", each.peer.name)
+        whole: dict[int, Sequence[NumberRange]] = {v: _subnets(each.others, v) for v in versions}
+        found[devices.peering(each.index)] = place, whole
+        remote = [ip_address(address) for one in each.remotes for address in one.addresses if each.routed]
+        points: dict[int, Sequence[NumberRange]] = {
+            v: [NumberRange(int(a), int(a)) for a in remote if a.version == v] for v in versions
+        }
+        found[devices.peering_overlay(each.index)] = place, points
+    return found
 
 
 def _own(ports: Sequence[Port], version: int) -> dict[int, str]:

@@ -146,26 +146,33 @@ class Compiler:
         self._add_grants(found, {number for number, kind in everybody.kinds.items() if kind.is_instance})
         return found
 
-    def change(self, before: Compiled, policies: Iterable[Policy]) -> tuple[Compiled, CompiledChange] | None:
-        """Compile other policies: what `run` or `change` has returned `before`, with the grants of some subjects
-        replaced, and what has changed. None if that is too much; then everything has to be compiled anew."""
-        after = {each.name: each for each in policies}
-        changed = [n for n in after.keys() | self._policies.keys() if not _same(after.get(n), self._policies.get(n))]
-        rules = {name: _compiled_rules(after[name], self._groups) for name in changed if name in after}
+    def change(self, before: Compiled, policy: PolicyIntent) -> tuple[Compiled, CompiledChange] | None:
+        """Compile other policies, groups and labels: what `run` or `change` has returned `before`, with the grants of
+        some subjects replaced, and what has changed. None if that is too much; then everything has to be compiled
+        anew."""
+        relabelled = self.population.relabel(policy.labels)
+        if relabelled is None:
+            return None
+        after, groups = {each.name: each for each in policy.policies}, {group.name: group for group in policy.groups}
+        changed = self._changed(after, groups)
+        rules = {name: _compiled_rules(after[name], groups) for name in changed if name in after}
         subject = {name: conditions(after[name].select) for name in changed if name in after}
         asked = [rule for by in rules.values() for some in by.values() for rule in some]
         selectors = {*subject.values(), *(rule.selector for rule in asked if rule.selector is not None)}
         finer = self.population.refine(selectors, {rule.range for rule in asked if rule.range})
         if finer is None:
             return None
+        finer = relabelled.then(finer)
         selected = {self._subject.get(name, NOBODY) for name in changed} | {*subject.values()}
         concerned = {number for each in selected for number in self._classes.of(each)} | finer.after | finer.before
-        self._policies = after
+        self._policies, self._groups = after, groups
         for name in changed:
             self._rules.pop(name, None)
             self._subject.pop(name, None)
         self._rules |= rules
         self._subject |= subject
+        if relabelled.after:
+            concerned |= self._allowing(relabelled.after)
         found = replace(before, without_dns=self._without_dns())
         found.enforced, found.audited = dict(before.enforced), dict(before.audited)
         if finer != Refinement():
@@ -173,6 +180,24 @@ class Compiler:
             self._move(found, finer)
         self._add_grants(found, concerned)
         return found, CompiledChange(concerned, finer)
+
+    def _changed(self, after: Mapping[str, Policy], groups: Mapping[str, AddressGroup]) -> list[str]:
+        """Return the names of policies that differ, or refer to a group that does."""
+        other = {n for n in groups.keys() | self._groups.keys() if groups.get(n) != self._groups.get(n)}
+        return [
+            name
+            for name in after.keys() | self._policies.keys()
+            if not _same(after.get(name), self._policies.get(name)) or (other and _names(after.get(name), other))
+        ]
+
+    def _allowing(self, others: frozenset[int]) -> set[int]:
+        """Return the subjects that rules allow to exchange something with some of these classes."""
+        found = set[int]()
+        for name, by in self._rules.items():
+            rules = [rule for some in by.values() for rule in some]
+            if any(not others.isdisjoint(_classes_of(rule, self._classes)) for rule in rules):
+                found.update(self._classes.of(self._subject[name]))
+        return found
 
     @property
     def _classes(self) -> ClassIndex:
@@ -233,6 +258,12 @@ def _classes_of(rule: CompiledRule, classes: ClassIndex) -> Iterable[int]:
     if rule.range is not None:
         return classes.within(rule.range)
     return classes.of(rule.selector, rule.network) if rule.selector is not None else ()
+
+
+def _names(policy: Policy | None, groups: set[str]) -> bool:
+    """Whether rules of a policy refer to one of these groups."""
+    peers = [peer for rule in policy.rules for peer in rule.peers] if policy else []
+    return any(isinstance(peer, GroupPeer) and peer.group in groups for peer in peers)
 
 
 def _same(one: Policy | None, other: Policy | None) -> bool:

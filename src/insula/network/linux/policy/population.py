@@ -52,6 +52,16 @@ class Refinement(NamedTuple):
     before: frozenset[int] = frozenset()
     after: frozenset[int] = frozenset()
 
+    def then(self, later: Refinement) -> Refinement:
+        """Return this one and a later one together. Pieces of ranges are of one of them."""
+        return Refinement(
+            self.addresses | later.addresses,
+            [*self.gone, *later.gone],
+            [*self.new, *later.new],
+            self.before | later.before,
+            self.after | later.after,
+        )
+
 
 class Population:
     """The members and ranges of one tenant. `labels` are those of its instances by name."""
@@ -66,6 +76,7 @@ class Population:
     ) -> None:
         self.labels = labels
         self.selectors, self._asked = {EVERY_INSTANCE, *selectors}, {*ranges}
+        self._most = 2 * len(self._asked) + MANY
         self._index = SelectorIndex(self.selectors)
         members = [*members]
         allowed = [(self._holder(member), cidr) for member in members for cidr in member.allowed]
@@ -175,6 +186,8 @@ class Population:
         bounds = sum(len(range_.cidrs) + len(range_.without) for range_ in ranges)
         if len(members) + bounds > MANY or any(member.allowed for member in members):
             return None
+        if len(ranges) + len(self._asked) > self._most:  # most of these are no longer asked for
+            return None
         self.selectors |= selectors
         addresses = {address for member in members for address in member.addresses}
         cut = RangeCut({}, {})
@@ -185,6 +198,27 @@ class Population:
             if len(cut.gone) + len(cut.new) + len(addresses) > MANY:
                 return None
         return self._reclassed(addresses, cut)
+
+    def relabel(self, labels: Mapping[str, Mapping[str, str]]) -> Refinement | None:
+        """Change the labels of instances. None if that concerns too much: then everything has to be compiled."""
+        before, nothing = self.labels, dict[str, str]()
+        changed = [n for n in before.keys() | labels.keys() if before.get(n, nothing) != labels.get(n, nothing)]
+        if len(changed) > MANY:
+            return None
+        members = [
+            member
+            for name in changed
+            for member in self._by_labels.get(frozenset(before.get(name, nothing).items()), ())
+            if member.instance == name
+        ]
+        if any(member.allowed for member in members):
+            return None
+        for member in members:
+            self._by_labels[frozenset(before.get(member.instance, nothing).items())].discard(member)
+        self.labels = labels
+        for member in members:
+            self._by_labels[frozenset(labels.get(member.instance, nothing).items())].add(member)
+        return self._reclassed({address for member in members for address in member.addresses}, RangeCut({}, {}))
 
     def _within(self, range_: Range) -> Iterator[str]:
         """Yield the addresses of members that are in a range."""

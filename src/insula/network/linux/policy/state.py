@@ -97,15 +97,15 @@ class InstalledPolicy:
             raise
 
     def _replaced(self, before: PolicyIntent | None) -> PolicyChange:
-        """Return the change to other policies. If nothing else differs, and they need no other classes, it is found
-        without looking at all of them again."""
+        """Return the change to other policies, labels and groups. If it concerns little, it is found without looking at
+        all of them again."""
         intent, compiled = self._intent, self._last
         if self._installed is None or before is None or intent is None or compiled is None or self._compiler is None:
             return self._change(self._known(), self._compiled())
-        alike = intent.labels == before.labels == self._compiler.population.labels
-        if not alike or intent.groups != before.groups or intent.operator != before.operator:
+        alike = before.labels == self._compiler.population.labels
+        if not alike or intent.operator != before.operator:
             return self._change(self._known(), self._compiled())
-        if (found := self._compiler.change(compiled, intent.policies)) is None:
+        if (found := self._compiler.change(compiled, intent)) is None:
             return self._change(self._known(), self._compiled())
         self._last, changes = found
         have, wanted = elements.difference(compiled, self._last, changes)
