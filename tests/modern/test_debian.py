@@ -185,6 +185,19 @@ for volatile in (False, True):
 # -- the daemon's life ------------------------------------------------------------------------------------------------
 
 
+def test_up_restarts_insulad_for_changed_settings(guest: Guest) -> None:
+    """An orderly restart, which instances outlive, too."""
+    before, main = alive(guest, "always", "once", "retry"), guest.ok("systemctl show -p MainPID insulad")
+    guest.ok("""sed -i '1i log_level = "debug"' /etc/insula/insulad.toml""")
+    assert "restarting insulad" in guest.ok(f"{CHECKOUT}/scripts/up")
+    assert guest.ok("systemctl show -p MainPID insulad") != main
+    assert "nothing to do" in guest.ok(f"{CHECKOUT}/scripts/up")
+    assert alive(guest, "always", "once", "retry") == before
+    assert guest.ok("insula -T shop exec once echo there") == "there"
+    assert guest.ok("insula -T shop exec always ping -c 1 once")
+    guest.ok("sed -i '/^log_level/d' /etc/insula/insulad.toml")
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -199,19 +212,6 @@ def test_instances_outlive_the_daemon(guest: Guest, command: str) -> None:
     assert alive(guest, "always", "once", "retry") == before
     assert guest.ok("insula -T shop exec once echo there") == "there"
     assert guest.ok("insula -T shop exec always ping -c 1 once")
-
-
-def test_up_restarts_insulad_for_changed_settings(guest: Guest) -> None:
-    """An orderly restart, which instances outlive, too."""
-    before, main = alive(guest, "always", "once", "retry"), guest.ok("systemctl show -p MainPID insulad")
-    guest.ok("""sed -i '1i log_level = "debug"' /etc/insula/insulad.toml""")
-    assert "restarting insulad" in guest.ok(f"{CHECKOUT}/scripts/up")
-    assert guest.ok("systemctl show -p MainPID insulad") != main
-    assert "nothing to do" in guest.ok(f"{CHECKOUT}/scripts/up")
-    assert alive(guest, "always", "once", "retry") == before
-    assert guest.ok("insula -T shop exec once echo there") == "there"
-    assert guest.ok("insula -T shop exec always ping -c 1 once")
-    guest.ok("sed -i '/^log_level/d' /etc/insula/insulad.toml")
 
 
 @pytest.mark.parametrize("helper", [ZYGOTE_PID, MONITOR_PID])
