@@ -11,6 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from insula.network.interpreter.alike import representatives
 from insula.network.interpreter.boundaries import collect
 from insula.network.interpreter.fields import HeaderFields, State, initial, new_connection
 from insula.network.interpreter.machine import Machine
@@ -229,7 +230,7 @@ def classes(program: Program) -> tuple[Space, State, list[tuple[int, NumberRange
     boundaries = Boundaries(4)
     for address in (0x0A000003, 0x0A000007):
         boundaries.addresses.add(address, address)
-    collect(program, HeaderFields(4, Space(0, [], [])), boundaries)
+    collect(program, boundaries)
     targets = boundaries.addresses.atoms()
     senders = [(device, source) for device in DEVICES for source in targets if 0x09FFFFFF < source.low < 0x0A000010]
     space = Space(len(senders), targets, boundaries.services())
@@ -275,6 +276,37 @@ def test_it_agrees_with_a_simulator_of_single_packets(program: Program, random: 
                         assert does == said, one
 
 
+@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(programs())
+def test_services_that_are_alike_fare_alike(program: Program) -> None:
+    space, state, senders = classes(program)
+    boundaries = Boundaries(4)
+    collect(program, boundaries)
+    machine = Machine(program, space, HeaderFields(4, space))
+    passing = machine.hook(("inet",), 2, state, space.all)
+    found = representatives(program, boundaries)
+    members = [each._replace(alike=()) for one in found for each in (one, *one.alike)]
+    assert sorted(members) == sorted(space.services), "each service is in one set"
+    numbers = {each: number for number, each in enumerate(space.services)}
+    marks = [bits for _, _, bits in state["mark"].parts]
+    for bits in (passing, *marks, state["mark"].unknown, state["mark"].several):
+        for number in range(len(senders)):
+            for target in range(len(space.targets)):
+                cell = space.services_of(bits, number, target)
+                for one in found:
+                    mine = cell >> numbers[one._replace(alike=())] & 1
+                    assert all(cell >> numbers[each] & 1 == mine for each in one.alike), one
+
+
+def test_services_that_a_model_tells_apart_are_not_alike() -> None:
+    boundaries = Boundaries(4)
+    boundaries.targets[TCP].add(80, 80)
+    assert [len(each.alike) + 1 for each in representatives(Program(), boundaries)] == [len(boundaries.services())]
+    boundaries.tells.append(lambda services: [sum(1 << n for n, s in enumerate(services) if s.target == (80, 80))])
+    apart = [each for each in representatives(Program(), boundaries) if each.target == (80, 80)]
+    assert [(each.protocol, each.alike) for each in apart] == [((TCP, TCP), ())]
+
+
 # -- single facts --------------------------------------------------------------------------------------------------
 
 
@@ -282,7 +314,7 @@ def run(rules_: list[tuple[RuleStep, ...]], *, accepts: bool = False) -> tuple[S
     listed = [InstalledRule(1, steps) for steps in rules_]
     program = Program([InstalledTable("inet", "t", {"f": InstalledChain("f", 2, 0, "filter", accepts, listed)}, {})])
     boundaries = Boundaries(4)
-    collect(program, HeaderFields(4, Space(0, [], [])), boundaries)
+    collect(program, boundaries)
     space = Space(1, boundaries.addresses.atoms(), boundaries.services())
     state = initial(space, 4)
     state["saddr"], state["daddr"] = space.by_source(4, [NumberRange(1, 1)]), space.by_target(4)

@@ -11,6 +11,7 @@ of others stay valid.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
@@ -213,6 +214,7 @@ def mac_of(address: str) -> str | None:
     return octets.hex(":") if packed[:8] == b"\xfe\x80" + bytes(6) and packed[11:13] == b"\xff\xfe" else None
 
 
+@functools.lru_cache(maxsize=8192)
 def link_local(mac: str) -> str:
     """Return the IPv6 link-local address for a MAC address (modified EUI-64, RFC 4291 appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))

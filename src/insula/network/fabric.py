@@ -23,7 +23,7 @@ from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.interpreter.connections import OpenConnection
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.queues import InstalledQueues
-from insula.network.interpreter.space import Boundaries
+from insula.network.interpreter.space import MakeBoundaries
 from insula.network.interpreter.tracing import TracedPacket, TracedWay
 
 
@@ -385,17 +385,18 @@ class Fabric(Protocol):
         """
 
     def interpret(
-        self, tenant: Tenant, intent: TenantIntent, running: Collection[int], cuts: Mapping[int, Boundaries]
+        self, tenant: Tenant, intent: TenantIntent, running: Collection[int], cuts: MakeBoundaries
     ) -> Interpretation:
         """Read the installed state of a tenant, and compute whom it lets reach whom, for all packets at once.
 
-        `running` are the indices of the ports that are plugged, `cuts` boundaries by version of IP that the result has
-        to tell apart, too. The same object as the last time is returned if nothing has changed. NotFound if the tenant
-        has no namespace.
+        `running` are the indices of the ports that are plugged. `cuts` returns boundaries by version of IP that the
+        result has to tell apart, too. The same object as the last time is returned if nothing has changed. NotFound if
+        the tenant has no namespace.
         """
 
-    def interpret_host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
-        """The same for the host between tenants: `inside` are runs from tenants, `above` those from others."""
+    def interpret_host(self, tenants: Sequence[Tenant], offered: object, cuts: MakeBoundaries) -> Interpretation:
+        """The same for the host between tenants: `inside` are runs from tenants, `above` those from others. The result
+        is computed again if `offered` is another than the last time, too."""
 
     def installed_queues(self, tenants: Sequence[Tenant]) -> InstalledQueues:
         """Return the classes of traffic control that the packets of these tenants pass on this host."""

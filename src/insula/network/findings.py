@@ -77,7 +77,7 @@ def between(
     """Yield a finding for each place from which these classes come that end, or should end, at `place`."""
     space = delivery.space
     found: dict[str, ProofFinding] = {}
-    for number, sender in enumerate(delivery.senders):
+    for number, sender in enumerate(delivery.senders) if classes else ():
         if not (row := space.row(classes, number)):
             continue
         source, end = label(tenant, sender.place), label(tenant, place)
@@ -200,5 +200,6 @@ def _services(space: Space, row: int) -> str:
     bits = 0
     for target in range(len(space.targets)):
         bits |= space.services_of(row, 0, target)
-    names = list(dict.fromkeys(describe(each) for n, each in enumerate(space.services) if bits >> n & 1))
+    some = [each for n, one in enumerate(space.services) if bits >> n & 1 for each in (one, *one.alike)]
+    names = list(dict.fromkeys(describe(each) for each in some))
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -192,7 +192,7 @@ def port_of(intent: TenantIntent, address: str) -> Port | RemotePort | None:
     nobody is, or if ports that rules may tell apart are."""
     wanted = _address(address)
     every: list[Port | RemotePort] = [*intent.ports, *_elsewhere(intent)]
-    own = [port for port in every if any(_address(each) == wanted for each in _own_addresses(port))]
+    own = [port for port in every if wanted in _parsed(*_own_addresses(port))]
     allowed: list[Port | RemotePort] = [
         port for port in intent.ports if _within(address, [pair.address for pair in port.allowed_pairs])
     ]
@@ -229,6 +229,7 @@ def _within(address: str, cidrs: Iterable[str]) -> bool:
 # texts are parsed once: this takes longer than all else here
 
 _address = functools.lru_cache(maxsize=8192)(ip_address)
+_parsed = functools.lru_cache(maxsize=8192)(lambda *texts: frozenset(map(ip_address, texts)))
 _network = functools.lru_cache(maxsize=8192)(ip_network)
 
 

@@ -7,6 +7,7 @@ Every difference between the first and the last is a finding, with one packet as
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -64,9 +65,10 @@ class Prover:
         InsulaError if a tenant can't be read.
         """
         whole = Proof(tenants=len(intents))
+        entries = self._fabric.entries([intent.tenant for intent in intents])
         for intent in intents:
             known = self._known.get(intent.tenant.name)
-            one = self.tenant(intent, running)
+            one = self._tenant(intent, running, entries[intent.tenant.name])
             whole.computed += known is None or known.proof is not one
             _add(whole, one)
             whole.findings += self.connections(intent)
@@ -81,10 +83,16 @@ class Prover:
 
     def tenant(self, intent: TenantIntent, running: Collection[int]) -> Proof:
         """Comparison one tenant: what its ports send and receive, and what comes from its uplink."""
+        return self._tenant(intent, running, self._fabric.entries([intent.tenant])[intent.tenant.name])
+
+    def _tenant(self, intent: TenantIntent, running: Collection[int], entries: Entries) -> Proof:
         name, mine = intent.tenant.name, frozenset(port.index for port in intent.ports).intersection(running)
-        entries = self._fabric.entries([intent.tenant])[name]
-        references = {v: ReferenceModel(intent, v, self._fabric.reserved, mine, entries) for v in VERSIONS}
-        found = self._fabric.interpret(intent.tenant, intent, mine, _boundaries(references))
+
+        @functools.cache
+        def references() -> dict[int, ReferenceModel]:
+            return {v: ReferenceModel(intent, v, self._fabric.reserved, mine, entries) for v in VERSIONS}
+
+        found = self._fabric.interpret(intent.tenant, intent, mine, lambda: _boundaries(references()))
         known = self._known.get(name)
         if (
             known
@@ -95,9 +103,9 @@ class Prover:
             return known.proof
         proof = Proof()
         for delivery in found.inside:
-            _compare(proof, name, delivery, references[delivery.version].of_ports(delivery.space, delivery.senders))
+            _compare(proof, name, delivery, references()[delivery.version].of_ports(delivery.space, delivery.senders))
         for delivery in found.above:
-            reference, from_peer = references[delivery.version], delivery.senders[0].place.kind == "peer"
+            reference, from_peer = references()[delivery.version], delivery.senders[0].place.kind == "peer"
             if from_peer:
                 expected = reference.of_peer(delivery.space, delivery.senders)
             else:
@@ -124,17 +132,22 @@ class Prover:
     def between(self, tenants: Sequence[Tenant], intents: Sequence[TenantIntent] = ()) -> Proof:
         """Comparison what the host forwards: nothing between tenants, and to the outside what has the right source."""
         entries = self._fabric.entries([intent.tenant for intent in intents])
-        references = {version: HostReference(version, self._fabric.reserved, intents, entries) for version in VERSIONS}
-        found = self._fabric.interpret_host(tenants, _boundaries(references))
+        offered = [(intent.tenant, intent.networks, intent.outside) for intent in intents], entries
+
+        @functools.cache
+        def references() -> dict[int, HostReference]:
+            return {v: HostReference(v, self._fabric.reserved, intents, entries) for v in VERSIONS}
+
+        found = self._fabric.interpret_host(tenants, offered, lambda: _boundaries(references()))
         if self._host and self._host[0] is found:
             return self._host[1]
         proof = Proof()
         for delivery in found.inside:
-            expected = references[delivery.version].of_uplinks(delivery.space, delivery.senders)
+            expected = references()[delivery.version].of_uplinks(delivery.space, delivery.senders)
             expected.excuse(delivery.unrouted)  # where the host itself can't go, tenants need not
             _compare(proof, "host", delivery, expected)
         for delivery in found.above:
-            _compare(proof, "host", delivery, references[delivery.version].of_others(delivery.space))
+            _compare(proof, "host", delivery, references()[delivery.version].of_others(delivery.space))
         proof.findings += findings.unknown("host", found.unknown)
         self._host = found, proof
         return proof

@@ -22,7 +22,7 @@ from insula.network.expectation import NEIGHBOURS, SERVERS, Expectation, is_usua
 from insula.network.fabric import Entries
 from insula.network.intent import PeeringIntent, TenantIntent
 from insula.network.interpreter.delivery import NetworkPlace, PacketSource
-from insula.network.interpreter.space import ECHO, ICMP, ICMPV6, TCP, UDP, Boundaries, NumberRange, Space
+from insula.network.interpreter.space import ECHO, ICMP, ICMPV6, TCP, UDP, Boundaries, NumberRange, Service, Space
 from insula.network.ranges import contains, overlap, range_of
 from insula.network.reference_host import RESOLVERS
 from insula.network.reference_links import addresses_of, remotes
@@ -136,6 +136,18 @@ class ReferenceModel:
             into.targets[UDP].add(target, target)
         for type_ in (ECHO[self.version], *(NEIGHBOURS if self.version == 6 else ())):
             into.types.add(type_, type_)
+        into.tells.append(self._told)
+
+    def _told(self, services: Sequence[Service]) -> Iterator[int]:
+        """Yield the sets of services that this model tells from others."""
+        policies = PolicyReference(self.intent, self.version, services)
+        yield from _Services(self.version, services).sets()
+        yield from policies.sets()
+        yield from self._doors.told(services)
+        for peering in self.intent.peerings:
+            yield policies.of_ports(peering.allow)
+            for each in peering.consumes:
+                yield policies.of_ports([PortMatch(protocol=each.protocol, port=each.port)])
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
@@ -143,26 +155,30 @@ class ReferenceModel:
         """Return what packets of the ports should reach; the senders are those of `senders`."""
         found = Expectation(ignored=self._without_promise(space))
         owners = self.owners()
-        policies, services = PolicyReference(self.intent, self.version, space.services), _Services(self.version, space)
+        policies, services = (
+            PolicyReference(self.intent, self.version, space.services),
+            _Services(self.version, space.services),
+        )
         translation = self._translation(space, policies)
-        rows: dict[str, list[_Target]] = {}
+        targets: dict[str, list[_Target]] = {}
+        rows: dict[object, Expectation] = {}  # ports that are alike to networks and policies have the same
         for number, sender in enumerate(senders):
             assert sender.address is not None
-            mine = owners[sender.address.low]
-            if mine.network not in rows:
-                rows[mine.network] = [self._target(mine.network, each, owners) for each in space.targets]
-            row = Expectation()
-            low = sender.address.low
+            low, mine = sender.address.low, owners[sender.address.low]
+            if mine.network not in targets:
+                targets[mine.network] = [self._target(mine.network, each, owners) for each in space.targets]
             source = _Source(mine, sender.address, policies.named(low), policies.resolves(low))
-            for target in range(len(space.targets)):
-                self._add_near(row, space.cell(0, target), source, rows[mine.network][target], policies, services)
-                self._add_far(
-                    row, space.cell(0, target), source, rows[mine.network][target], policies, services, translation
-                )
-            for place, bits in row.permitted.items():
+            alike = (mine.network, source[2:], *self._leaving(low), policies.kind(low), translation.kind(mine))
+            if alike not in rows:
+                rows[alike] = Expectation()
+                for cell, target in zip(space.row_cells(), targets[mine.network], strict=True):
+                    self._add_near(rows[alike], cell, source, target, policies, services)
+                    self._add_far(rows[alike], cell, source, target, policies, services, translation)
+            for place, bits in rows[alike].permitted.items():
                 found.permit(place, bits << space.cell(number, 0))
-            for place, bits in row.required.items():
-                found.require(place, bits << space.cell(number, 0))
+            for place, bits in rows[alike].required.items():
+                if place != place_of(mine):  # nobody has to reach itself
+                    found.require(place, bits << space.cell(number, 0))
         return found
 
     def _target(self, network: str, range_: NumberRange, owners: Mapping[int, Port]) -> _Target:
@@ -215,7 +231,7 @@ class ReferenceModel:
         by_name = source.named & ~queries if leaving else 0
         for end in ends:
             row.permit(end, (allowed | by_name | services.ignored) << cell)
-        if len(ends) == 1 and target.required and place != place_of(mine):
+        if len(ends) == 1 and target.required:
             row.require(ends[0], (allowed & services.usual) << cell)
 
     def _leaving(self, address: int) -> list[NetworkPlace]:
@@ -310,7 +326,7 @@ class ReferenceModel:
         """Return what packets from a peering should reach: the ports of its networks that it allows, if policies do."""
         found = Expectation(ignored=self._without_promise(space))
         owners, policies = self.owners(), PolicyReference(self.intent, self.version, space.services)
-        services = _Services(self.version, space)
+        services = _Services(self.version, space.services)
         for peering in self.intent.peerings:
             allowed = policies.of_ports(peering.allow)
             for number, sender in enumerate(senders):
@@ -394,12 +410,12 @@ class _ToRouter(NamedTuple):
 
 
 class _Services:
-    """Sets of services of a space."""
+    """Sets of services, as bits."""
 
-    def __init__(self, version: int, space: Space) -> None:
+    def __init__(self, version: int, services: Sequence[Service]) -> None:
         echo, icmp = ECHO[version], ICMP if version == 4 else ICMPV6
         self._resolvers = self.ignored = self.of_resolver = self._echo = self._near = self.usual = 0
-        for number, each in enumerate(space.services):
+        for number, each in enumerate(services):
             if version == 6 and each.is_icmp and each.target in [(n, n) for n in NEIGHBOURS]:
                 self.ignored |= 1 << number  # unless it is from the same link (RFC 4861, section 7.1)
             self.usual |= is_usual(each, version) << number
@@ -413,6 +429,10 @@ class _Services:
                 each.source and each.target and (each.source.low, each.target.low) in _CLIENTS
             ):
                 self._near |= 1 << number
+
+    def sets(self) -> Iterator[int]:
+        """Yield all of these sets."""
+        yield from (self._resolvers, self.ignored, self.of_resolver, self._echo, self._near, self.usual)
 
     def queries(self, source: _Source) -> int:
         """Return the services of DNS that are redirected for a source: all, if it has rules with names."""

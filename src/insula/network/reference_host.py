@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from insula.network.expectation import Expectation, is_usual
@@ -45,6 +45,14 @@ class HostReference:
             into.targets[protocol].add(*RESOLVERS)
         for each in self._doors:
             each.cut(into)
+        into.tells.append(self._told)
+
+    def _told(self, services: Sequence[Service]) -> Iterator[int]:
+        """Yield the sets of services that this model tells from others."""
+        yield sum(1 << n for n, each in enumerate(services) if is_usual(each, self.version))
+        yield sum(1 << n for n, each in enumerate(services) if _is_to_name_server(each))
+        for each in self._doors:
+            yield from each.told(services)
 
     def of_uplinks(self, space: Space, senders: Sequence[PacketSource]) -> Expectation:
         """Return what packets of tenants should reach. Those with another address than their uplink's need reach

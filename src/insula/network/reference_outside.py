@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from insula.network.expectation import is_untracked
 from insula.network.fabric import Entries
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.delivery import translated
@@ -99,6 +100,22 @@ class OutsideReference:
                 for end in door.ends:
                     low = door.ports.low + end.shift if end.port is None else end.port
                     targets.add(low, low + (door.ports.high - door.ports.low if end.port is None else 0))
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is offered."""
+        return bool(self._doors)
+
+    def told(self, services: Sequence[Service]) -> Iterator[int]:
+        """Yield the sets of services that are told from others: those of each door, and single ones if their ports are
+        shifted."""
+        yield sum(1 << number for number, each in enumerate(services) if each.has_ports)
+        yield sum(1 << number for number, each in enumerate(services) if is_untracked(each))
+        for door in self._doors:
+            taken = [number for number, each in enumerate(services) if door.takes(each)]
+            yield sum(1 << number for number in taken)
+            if any(end.shift for end in door.ends):
+                yield from (1 << number for number in taken)
 
     # -- the addresses by which doors are known ---------------------------------------------------------------------
 

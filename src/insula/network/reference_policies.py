@@ -101,6 +101,24 @@ class PolicyReference:
         passing = self._direction("out", one, other) & self._direction("in", other, one)
         return self._by_operator(one, other, passing)
 
+    def sets(self) -> Iterator[int]:
+        """Yield the services of each rule."""
+        for judged in (each for _, some in self._policies.values() for each in some):
+            yield judged.services
+        for judged in self._operator:
+            yield judged.services
+
+    def kind(self, source: int) -> object:
+        """Return what is the same for sources that policies allow the same: those that select it, the rules that it is
+        a peer of, and whether it is the tenant's own."""
+        if not self.judges:
+            return None
+        subject = address_text(self._version, source)
+        rules = [each.rule for _, some in self._policies.values() for each in some]
+        rules += [rule for _, rule, _ in self._operator]
+        peers = tuple(self._is_peer(rule, subject) for rule in rules)
+        return tuple(self._selecting_names("out", subject)), peers, policy_model.is_inside(self._intent, subject)
+
     @property
     def judges(self) -> bool:
         """Whether there is any policy."""

@@ -53,6 +53,10 @@ class TranslationReference:
         self._samples = [number_of({4: "198.51.100.1", 6: "2001:db8:1::1"}[doors.version]), *policies.ranges()]
         self._usual = [is_usual(each, doors.version) for each in services]
 
+    def kind(self, port: Port) -> int | None:
+        """Return what is the same for ports whose packets are translated in the same way."""
+        return port.index if self._doors.any else None
+
     def from_uplink(self, found: Expectation, space: Space, senders: Sequence[PacketSource]) -> None:
         """Add what packets from the outside reach."""
         ports = [*self._owners.values()]

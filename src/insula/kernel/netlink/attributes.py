@@ -40,7 +40,15 @@ def pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def parse(data: bytes) -> dict[int, bytes]:
     """Return the attributes by type; of several with one type, the last."""
-    return dict(pairs(data))
+    found, offset, last = {}, 0, len(data) - 4
+    unpack = _HEAD.unpack_from  # this loop is most of the time that reading takes
+    while offset <= last:
+        length, type_ = unpack(data, offset)
+        if length < 4:
+            break
+        found[type_ & _TYPE_MASK] = data[offset + 4 : offset + length]
+        offset += length + 3 & ~3
+    return found
 
 
 def u32(value: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 import sys
@@ -122,12 +123,11 @@ def parse_link(body: bytes) -> Link:
     """Parse an RTM_NEWLINK message."""
     _, _, index, flags, _ = LINK.unpack_from(body)
     attributes = rtattr.parse(body[LINK.size :])
-    info = rtattr.parse(attributes.get(IFLA_LINKINFO, b""))
-    port = rtattr.parse(info.get(INFO_SLAVE_DATA, b"")) if info.get(INFO_SLAVE_KIND) == b"bridge\0" else {}
+    kind, vxlan, port = _link_info(attributes.get(IFLA_LINKINFO, b""))
     return Link(
         index=index,
         name=rtattr.string(attributes[IFLA_IFNAME]),
-        kind=rtattr.string(info.get(INFO_KIND, b"")),
+        kind=kind,
         up=bool(flags & IFF_UP),
         mac=attributes.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=rtattr.integer(attributes[IFLA_MTU]),
@@ -137,6 +137,35 @@ def parse_link(body: bytes) -> Link:
         group=rtattr.integer(attributes[IFLA_GROUP]) if IFLA_GROUP in attributes else 0,
         carrier=bool(flags & IFF_LOWER_UP),
         namespace=rtattr.integer(attributes[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in attributes else None,
+        vxlan=vxlan,
+        learning=port.learning,
+        flood=port.flood,
+        hairpin=port.hairpin,
+        broadcast=port.broadcast,
+        multicast=port.multicast,
+        suppress=port.suppress,
+        isolated=port.isolated,
+    )
+
+
+class _BridgePort(NamedTuple):
+    """The settings of a bridge port, as in `Link`."""
+
+    learning: bool | None
+    flood: bool | None
+    hairpin: bool | None
+    broadcast: bool | None
+    multicast: bool | None
+    suppress: bool | None
+    isolated: bool | None
+
+
+@functools.lru_cache(maxsize=4096)
+def _link_info(packed: bytes) -> tuple[str, VxlanSettings | None, _BridgePort]:
+    """Parse what depends on the kind of a link. It is long, and seldom changes."""
+    info = rtattr.parse(packed)
+    port = rtattr.parse(info.get(INFO_SLAVE_DATA, b"")) if info.get(INFO_SLAVE_KIND) == b"bridge\0" else {}
+    settings = _BridgePort(
         learning=_flag(port, BRPORT_LEARNING),
         flood=_flag(port, BRPORT_UNICAST_FLOOD),
         hairpin=_flag(port, BRPORT_HAIRPIN),
@@ -144,8 +173,8 @@ def parse_link(body: bytes) -> Link:
         multicast=_flag(port, BRPORT_MCAST_FLOOD),
         suppress=_flag(port, BRPORT_NEIGH_SUPPRESS),
         isolated=_flag(port, BRPORT_ISOLATED),
-        vxlan=_vxlan(info),
     )
+    return rtattr.string(info.get(INFO_KIND, b"")), _vxlan(info), settings
 
 
 def _flag(attributes: dict[int, bytes], number: int) -> bool | None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from insula.network.interpreter.fields import ETHERTYPE, HeaderFields
 from insula.network.interpreter.program import (
     Attribute,
     Comparison,
+    Element,
+    InstalledSet,
     Load,
     Lookup,
     Masked,
     Program,
+    RuleStep,
     Slice,
     Term,
 )
-from insula.network.interpreter.space import ICMP, ICMPV6, TCP, UDP, Boundaries, NumberRange
+from insula.network.interpreter.space import ICMP, ICMPV6, TCP, UDP, Boundaries, NumberRange, Space
 
 _PORTS: Final = {
     "sport": "source",
@@ -26,30 +30,65 @@ _PORTS: Final = {
     "ct original proto-dst": "target",
     "ct reply proto-src": "target",
 }
+_MOST_REMEMBERED: Final = 256
+"""Elements of sets that the boundaries of a rule are remembered for."""
 _ADDRESSES: Final = frozenset(
     ("saddr", "daddr", "ct original saddr", "ct original daddr", "ct reply saddr", "ct reply daddr")
 )
 
 
-def collect(program: Program, fields: HeaderFields, into: Boundaries) -> None:
+def collect(program: Program, into: Boundaries) -> None:
     """Add all boundaries of a program. A missing one makes results coarser, and never wrong."""
+    into.include(program.boundaries(into.version, lambda found: _find(program, found)))
+
+
+def _find(program: Program, into: Boundaries) -> None:
     for table in program.tables:
         for chain in table.chains.values():
             for rule in chain.rules:
-                protocols: Iterable[int] = ()
-                for step in rule.steps:
-                    if isinstance(step, Comparison):
-                        if _excludes(step, into.version):
-                            break
-                        protocols = _protocols(step) or protocols
-                        _add(step.term, step.range, fields, into, protocols)
-                    elif isinstance(step, Lookup) and step.set in table.sets and not table.sets[step.set].changes:
-                        lengths = tuple(term.length for term in step.terms)
-                        wanted = [n for n, term in enumerate(step.terms) if _matters(term, fields)]
-                        for entry in table.sets[step.set].entries(lengths) if wanted else ():
-                            named = _protocol_in(step, entry.keys)
-                            for number in wanted:
-                                _add(step.terms[number], entry.keys[number], fields, into, named or protocols)
+                names = _looked_up(rule.steps, into.version)
+                contents = tuple(_contents(table.sets.get(name)) for name in names)
+                of_rule = _of_rule if sum(map(len, contents)) <= _MOST_REMEMBERED else _of_rule.__wrapped__
+                if found := of_rule(rule.steps, into.version, contents):
+                    into.include(found)
+
+
+@functools.lru_cache(maxsize=4096)
+def _of_rule(steps: Sequence[RuleStep], version: int, contents: Sequence[Sequence[Element]]) -> Boundaries | None:
+    """Return the boundaries of a rule, None if it has none; those of tenants are mostly the same. `contents` are those
+    of the sets that it looks up."""
+    into, fields, left = Boundaries(version), HeaderFields(version, Space(0, [], [])), iter(contents)
+    none = into.count()
+    protocols: Iterable[int] = ()
+    for step in steps:
+        if isinstance(step, Comparison):
+            if _excludes(step, version):
+                break
+            protocols = _protocols(step) or protocols
+            _add(step.term, step.range, fields, into, protocols)
+        elif isinstance(step, Lookup) and (wanted := _wanted(step, fields)):
+            elements = InstalledSet(next(left))
+            for entry in elements.entries(tuple(term.length for term in step.terms)):
+                named = _protocol_in(step, entry.keys)
+                for number in wanted:
+                    _add(step.terms[number], entry.keys[number], fields, into, named or protocols)
+    return into if into.count() > none else None
+
+
+@functools.lru_cache(maxsize=8192)
+def _looked_up(steps: Sequence[RuleStep], version: int) -> Sequence[str]:
+    """Return the names of the sets whose contents matter to a rule's boundaries."""
+    fields = HeaderFields(version, Space(0, [], []))
+    return [step.set for step in steps if isinstance(step, Lookup) and _wanted(step, fields)]
+
+
+def _wanted(step: Lookup, fields: HeaderFields) -> list[int]:
+    """Return the numbers of the terms that are of a field which is cut into atoms."""
+    return [number for number, term in enumerate(step.terms) if _matters(term, fields)]
+
+
+def _contents(elements: InstalledSet | None) -> Sequence[Element]:
+    return () if elements is None or elements.changes else elements.elements
 
 
 def _excludes(step: Comparison, version: int) -> bool:

@@ -108,10 +108,18 @@ class HeaderFields:
         self._space = space
         self._routes = routes
         self._choices = choices
+        self._constants: dict[Term, Symbolic] = {}
+        self._known: dict[object, tuple[list[Symbolic], Symbolic]] = {}
 
     def value(self, term: Term, state: State, found: dict[int, Symbolic]) -> Symbolic:
+        if isinstance(term, Attribute):  # the most frequent ones first
+            return self._attribute(term, state)
+        if isinstance(term, Load):
+            return self._loaded(term, state)
         if isinstance(term, Constant):
-            return Symbolic.constant(term.length, term.value, self._space.all)
+            if term not in self._constants:
+                self._constants[term] = Symbolic.constant(term.length, term.value, self._space.all)
+            return self._constants[term]
         if isinstance(term, LookupResult):
             return found[term.number]
         if isinstance(term, Masked):
@@ -120,14 +128,10 @@ class HeaderFields:
             return self.value(term.of, state, found).swapped(term.size)
         if isinstance(term, Slice):
             return self.value(term.of, state, found).slice(term.start, term.length)
-        if isinstance(term, Load):
-            return self._loaded(term, state)
         if isinstance(term, Choice) and (values := self._choices(term)):
             return Symbolic(term.length, [(each, each, self._space.all) for each in values], 0, self._space.all)
         if isinstance(term, RouteDevice | AddressType) and self._routes:
             return self._routes(term, state)
-        if isinstance(term, Attribute):
-            return self._attribute(term, state)
         return self.unknown(term.length)
 
     def unknown(self, length: int) -> Symbolic:
@@ -171,8 +175,20 @@ class HeaderFields:
         name, offset, _ = where
         return state[name].slice(load.offset - offset, load.length)
 
+    def _remembered(self, key: object, make: Callable[[], Symbolic], state: State, *names: str) -> Symbolic:
+        """Return what is made of some fields; it is made again if one of them has changed."""
+        fields = [state[name] for name in names]
+        known = self._known.get(key)
+        if known is None or any(one is not other for one, other in zip(known[0], fields, strict=True)):
+            known = self._known[key] = fields, make()
+        return known[1]
+
     def _transport(self, load: Load, state: State) -> Symbolic:
         """Return bytes of the transport header: ports of TCP and UDP, type and code of ICMP."""
+        fields = ("protocol", "sport", "dport", "type", "code")
+        return self._remembered(load, lambda: self._transport_now(load, state), state, *fields)
+
+    def _transport_now(self, load: Load, state: State) -> Symbolic:
         ports = Symbolic(1, [p for p in state["protocol"].parts if p[:2] in ((TCP, TCP), (UDP, UDP))])
         icmp = Symbolic(1, [p for p in state["protocol"].parts if p[:2] in ((ICMP, ICMP), (ICMPV6, ICMPV6))])
         with_ports, with_types = (sum(bits for _, _, bits in each.parts) for each in (ports, icmp))
@@ -200,7 +216,9 @@ class HeaderFields:
     def _attribute(self, term: Attribute, state: State) -> Symbolic:
         name = _CONNECTION.get(term.name, term.name)
         if name in ("original proto-dst", "reply proto-src"):
-            return self._port_of_connection(name, state)
+            fields = ("protocol", "sport", "dport", "type", "code", "original dport")
+            present = [each for each in fields if each in state]
+            return self._remembered(name, lambda: self._port_of_connection(name, state), state, *present)
         if name in state and state[name].length == term.length:
             return state[name]
         if name in state and term.name.startswith("ct "):

@@ -18,6 +18,7 @@ from insula.network.interpreter.program import (
     InstalledChain,
     InstalledRule,
     InstalledTable,
+    Load,
     Lookup,
     Program,
     RuleStep,
@@ -46,7 +47,7 @@ class Passage(NamedTuple):
 
 
 @dataclass
-class _Run:
+class Run:
     """The run of one base chain: the classes that were accepted, and those certainly dropped or translated."""
 
     table: InstalledTable
@@ -76,7 +77,7 @@ class Machine:
                 break
             if chain.devices and device not in chain.devices:
                 continue
-            run = _Run(table)
+            run = Run(table)
             if chain.type == "nat":  # a connection is translated once at a hook (nf_nat_inet_fn)
                 live = live & done | self._base_chain(run, chain, state, live & ~done)
                 done |= run.translated
@@ -84,7 +85,7 @@ class Machine:
                 live = self._base_chain(run, chain, state, live)
         return live
 
-    def _base_chain(self, run: _Run, chain: InstalledChain, state: State, live: int) -> int:
+    def _base_chain(self, run: Run, chain: InstalledChain, state: State, live: int) -> int:
         table = run.table
         rest = self._chain(run, chain, state, live, 0)
         if not chain.accepts:
@@ -93,7 +94,7 @@ class Machine:
             rest = 0
         return (run.accepted | rest) & live
 
-    def _chain(self, run: _Run, chain: InstalledChain, state: State, live: int, depth: int) -> int:
+    def _chain(self, run: Run, chain: InstalledChain, state: State, live: int, depth: int) -> int:
         """Run one chain; returns the classes that come to its end or return from it."""
         returned = 0
         for rule in chain.rules:
@@ -104,7 +105,7 @@ class Machine:
         return live | returned
 
     def _rule(
-        self, run: _Run, chain: InstalledChain, rule: InstalledRule, state: State, live: int, depth: int
+        self, run: Run, chain: InstalledChain, rule: InstalledRule, state: State, live: int, depth: int
     ) -> tuple[int, int]:
         """Run one rule; returns the classes that go on to the next rule, and those that leave the chain."""
         hit = Hit(live, live)
@@ -123,11 +124,11 @@ class Machine:
 
     # -- conditions and effects ------------------------------------------------------------------------------------
 
-    def _step(self, run: _Run, step: RuleStep, state: State, hit: Hit) -> Hit:
+    def _step(self, run: Run, step: RuleStep, state: State, hit: Hit) -> Hit:
         if isinstance(step, Comparison):
-            return _both(hit, self._compare(run, step, state))
+            return both(hit, self._compare(run, step, state))
         if isinstance(step, Lookup):
-            return _both(hit, self._lookup(run, step, state, hit))
+            return both(hit, self._lookup(run, step, state, hit))
         if isinstance(step, Assign):
             value = self._fields.value(step.term, state, run.found)
             if step.field in state and state[step.field].length == value.length:
@@ -139,22 +140,23 @@ class Machine:
         assert isinstance(step, Sometimes)
         return Hit(0, hit.may)
 
-    def _compare(self, run: _Run, step: Comparison, state: State) -> Hit:
+    def _compare(self, run: Run, step: Comparison, state: State) -> Hit:
         low, high = step.range
-        pieces = self._fields.pieces(step.term, arp="arp operation" in state) if low == high else []
+        single = low == high and isinstance(step.term, Load)
+        pieces = self._fields.pieces(step.term, arp="arp operation" in state) if single else []
         if pieces:  # several fields at once
             found, present = Hit(self._space.all, self._space.all), self._space.all
             for load, offset in pieces:
                 after = 8 * (step.term.length - offset - load.length)
                 value = low >> after & (1 << 8 * load.length) - 1
-                found = _both(found, self._fields.value(load, state, run.found).within(value, value))
+                found = both(found, self._fields.value(load, state, run.found).within(value, value))
         else:
             whole = self._fields.value(step.term, state, run.found)
             found = whole.within(low, high)
             present = whole.present if step.negated else 0
         return _not(found, present) if step.negated else found
 
-    def _lookup(self, run: _Run, step: Lookup, state: State, hit: Hit) -> Hit:
+    def _lookup(self, run: Run, step: Lookup, state: State, hit: Hit) -> Hit:
         values = [self._fields.value(term, state, run.found) for term in step.terms]
         must = may = unknown = several = known = 0
         parts: list[tuple[int, int, int]] = []
@@ -183,7 +185,7 @@ class Machine:
         absent = _not(Hit(must, may), present)
         return Hit(absent.must & ~unsure, absent.may)  # an unknown field may be missing: then no condition holds
 
-    def _matches(self, run: _Run, step: Lookup, values: list[Symbolic], hit: Hit) -> list[tuple[SetEntry, Hit]]:
+    def _matches(self, run: Run, step: Lookup, values: list[Symbolic], hit: Hit) -> list[tuple[SetEntry, Hit]]:
         """Return the elements of a set that packets of the classes may match, each with the classes."""
         elements = run.table.sets.get(step.set)
         if elements is None:
@@ -201,16 +203,18 @@ class Machine:
                 candidates = [entry for low, _, _ in first.parts for entry in index.get(low, ())]
         found = []
         for entry in candidates:
-            match = hit
+            must, may = hit
             for value, key in zip(values, entry.keys, strict=True):
-                match = _both(match, value.within(*key))
-                if not match.may:
+                here = value.within(*key)
+                may &= here.may
+                if not may:
                     break
+                must &= here.must
             else:
-                found.append((entry, Hit(0, match.may) if elements.unsure else match))
+                found.append((entry, Hit(0 if elements.unsure else must, may)))
         return found
 
-    def _translate(self, step: Translate, state: State, hit: Hit, run: _Run) -> None:
+    def _translate(self, step: Translate, state: State, hit: Hit, run: Run) -> None:
         run.translated |= hit.must
         address, port = ("saddr", "sport") if step.source else ("daddr", "dport")
         if step.own:
@@ -237,7 +241,7 @@ class Machine:
 
     def _verdict(
         self,
-        run: _Run,
+        run: Run,
         chain: InstalledChain,
         rule: InstalledRule,
         verdict: RuleVerdict,
@@ -270,7 +274,7 @@ class Machine:
 
     def _verdict_map(
         self,
-        run: _Run,
+        run: Run,
         chain: InstalledChain,
         rule: InstalledRule,
         step: Lookup,
@@ -316,5 +320,6 @@ def _not(hit: Hit, present: int) -> Hit:
     return Hit(present & ~hit.may, present & ~hit.must)
 
 
-def _both(one: Hit, other: Hit) -> Hit:
+def both(one: Hit, other: Hit) -> Hit:
+    """Return where two conditions hold."""
     return Hit(one.must & other.must, one.may & other.may)

@@ -8,11 +8,11 @@ map, or one of those with some bits changed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from insula.network.interpreter.space import NumberRange
+from insula.network.interpreter.space import Boundaries, NumberRange
 
 # -- terms ---------------------------------------------------------------------------------------------------------
 
@@ -185,6 +185,16 @@ class RuleVerdict:
 RuleStep = Comparison | Lookup | Assign | Translate | Sometimes | Unknown | RuleVerdict
 
 
+class Steps(tuple[RuleStep, ...]):
+    """The steps of a rule that many tables have: the same object, so that what is known of it is found quickly."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
 @dataclass(frozen=True)
 class InstalledRule:
     """`handle` is the rule's number in its table."""
@@ -242,7 +252,7 @@ class InstalledSet:
     def __init__(
         self, elements: Sequence[Element], value_length: int = 0, *, changes: bool = False, unsure: bool = False
     ) -> None:
-        self.elements = elements
+        self.elements = tuple(elements)
         self.value_length = value_length
         self.changes = changes
         self.unsure = unsure
@@ -281,6 +291,7 @@ class Program:
 
     tables: Sequence[InstalledTable] = field(default=())
     _choices: dict[Choice, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
+    _boundaries: dict[int, Boundaries] = field(default_factory=dict, compare=False, repr=False)
 
     def choices(self, choice: Choice) -> Sequence[int]:
         """Return numbers that stand for all of a choice, in the order of bytes in memory: of those that no rule tells
@@ -304,6 +315,13 @@ class Program:
                 found.setdefault(tuple(alike), int.from_bytes(packed, "big"))
             self._choices[choice] = list(found.values())
         return self._choices[choice]
+
+    def boundaries(self, version: int, find: Callable[[Boundaries], None]) -> Boundaries:
+        """Return the boundaries of all rules for a version of IP, which `find` adds once."""
+        if version not in self._boundaries:
+            find(made := Boundaries(version))
+            self._boundaries[version] = made
+        return self._boundaries[version]
 
     def hooked(self, families: Sequence[str], hook: int) -> list[tuple[InstalledTable, InstalledChain]]:
         """Return the chains that run at a hook, in their order."""

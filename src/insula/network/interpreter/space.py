@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from insula.network.interpreter.values import Symbolic
@@ -22,12 +22,14 @@ class NumberRange(NamedTuple):
 
 
 class Service(NamedTuple):
-    """Packets of some IP protocols; TCP and UDP by ports, ICMP by type and code, others without parts."""
+    """Packets of some IP protocols; TCP and UDP by ports, ICMP by type and code, others without parts. In a space it
+    may stand for others that are `alike`: no rule tells them apart."""
 
     protocol: NumberRange
     source: NumberRange | None = None
     target: NumberRange | None = None  # port, or ICMP type
     code: NumberRange | None = None
+    alike: tuple[Service, ...] = ()
 
     @property
     def has_ports(self) -> bool:
@@ -52,6 +54,13 @@ class Cuts:
         if high + 1 < self._end:
             self._at.add(high + 1)
 
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def include(self, other: Cuts) -> None:
+        """Add all boundaries of another."""
+        self._at |= other._at
+
     def atoms(self) -> list[NumberRange]:
         starts = sorted(self._at)
         ends = [*(start - 1 for start in starts[1:]), self._end - 1]
@@ -71,6 +80,21 @@ class Boundaries:
         self.targets = {TCP: Cuts(16), UDP: Cuts(16)}
         self.types, self.codes = Cuts(8), Cuts(8)
         self.types.add(ECHO[version], ECHO[version])
+        self.tells: list[Callable[[Sequence[Service]], Iterable[int]]] = []
+        """Functions that return sets of services, as bits: those that a model tells from others."""
+
+    def include(self, other: Boundaries) -> None:
+        """Add all boundaries of another, of the same version."""
+        for mine, theirs in zip(self._cuts(), other._cuts(), strict=True):
+            mine.include(theirs)
+
+    def count(self) -> int:
+        """Return how many boundaries there are."""
+        return sum(map(len, self._cuts()))
+
+    def _cuts(self) -> list[Cuts]:
+        ports = [*self.sources.values(), *self.targets.values()]
+        return [self.addresses, self.protocols, *ports, self.types, self.codes]
 
     def services(self) -> list[Service]:
         found = []
@@ -85,6 +109,10 @@ class Boundaries:
             else:
                 found.append(Service(protocol))
         return found
+
+
+MakeBoundaries = Callable[[], Mapping[int, Boundaries]]
+"""Returns boundaries by version of IP, when they are needed."""
 
 
 class Space:
@@ -113,6 +141,10 @@ class Space:
     def cell(self, source: int, target: int) -> int:
         """Return where the bits of the services from `source` to `target` begin."""
         return source * self._row + target * self._service
+
+    def row_cells(self) -> range:
+        """Return where the bits of the services from the first source to each target begin."""
+        return range(0, self._row, self._service)
 
     def row(self, bits: int, source: int) -> int:
         """Return the classes of one source, as those of a space with that source only."""

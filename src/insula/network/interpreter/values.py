@@ -32,13 +32,21 @@ class Symbolic:
         merged: dict[tuple[int, int], int] = {}
         for low, high, bits in parts:
             if bits:
-                merged[low, high] = merged.get((low, high), 0) | bits
-        self.parts = sorted((low, high, bits) for (low, high), bits in merged.items())
+                key = low, high
+                merged[key] = merged[key] | bits if key in merged else bits
+        self.parts = [(low, high, bits) for (low, high), bits in merged.items()]
+        if len(self.parts) > 1:
+            self.parts.sort()
         self.unknown = unknown
         self.several = several
-        self._at = {low: bits for low, high, bits in self.parts if low == high}
+        self._at: dict[int, int] | None = None
+
+    def _index(self) -> dict[int, int]:
+        """Return the classes of single values; made when it is needed first."""
         self._ranges = [part for part in self.parts if part[0] != part[1]]
-        self._starts = [low for low, high, _ in self.parts if low == high]
+        self._at = {low: bits for low, high, bits in self.parts if low == high}
+        self._starts = [*self._at]
+        return self._at
 
     @classmethod
     def constant(cls, length: int, value: int, bits: int) -> Symbolic:
@@ -54,14 +62,15 @@ class Symbolic:
 
     def within(self, low: int, high: int) -> Hit:
         """Return the classes whose value is in this range."""
-        must = 0
-        if low == high:
-            must = self._at.get(low, 0)
-        else:
+        at = self._index() if self._at is None else self._at
+        must = at.get(low, 0) if low == high else 0
+        if low == high and not self._ranges and not self.several:
+            return Hit(must, must | self.unknown)
+        if low != high:
             for value in self._starts[bisect_left(self._starts, low) :]:
                 if value > high:
                     break
-                must |= self._at[value]
+                must |= at[value]
         may = must | self.unknown
         for first, last, bits in self._ranges:
             if first > high:

@@ -34,6 +34,7 @@ from insula.network.interpreter.program import (
     RuleVerdict,
     Slice,
     Sometimes,
+    Steps,
     Strange,
     Swapped,
     Term,
@@ -163,12 +164,12 @@ def _rule(raw: RawRule, family: str, sets: _Lengths) -> InstalledRule:
 
 
 @functools.lru_cache(maxsize=4096)
-def _steps(packed: bytes, family: str, sets: _Lengths) -> tuple[RuleStep, ...]:
+def _steps(packed: bytes, family: str, sets: _Lengths) -> Steps:
     """Return the steps of a rule; those of tenants are mostly the same."""
     reader = _RuleReader(family, sets)
     for expression in rulesets.expressions(packed):
         reader.read(expression)
-    return tuple(reader.steps)
+    return Steps(reader.steps)
 
 
 class _RuleReader:

@@ -124,16 +124,20 @@ class Forwarding:
     ) -> None:
         """Bridge frames to the MAC address of the destination's owner."""
         out: dict[int, int] = {}  # classes by device
+        of_bridge: dict[int, int] = {}  # by the sender's
+        back: dict[int, int] = {}
+        for number, link in enumerate(devices):
+            back[link.index] = back.get(link.index, 0) | self.space.of_source(number)
+        for number, bridge in bridges.items():
+            of_bridge[bridge.index] = of_bridge.get(bridge.index, 0) | self.space.of_source(number)
         for number, target in enumerate(self.space.targets):
             mac = owners.get(target.low) if target.low == target.high else None
             if mac is None:
                 continue
             to = self.space.of_target(number) & live
-            for bridge in {link.index: link for link in bridges.values()}.values():
-                sources = sum(self.space.of_source(n) for n, link in bridges.items() if link.index == bridge.index)
-                for port in self._ports_to(bridge.index, mac):
-                    back = sum(self.space.of_source(n) for n, link in enumerate(devices) if link.index == port)
-                    out[port] = out.get(port, 0) | to & sources & ~back  # a bridge sends no frame back (no hairpin)
+            for index, sources in of_bridge.items():
+                for port in self._ports_to(index, mac):  # a bridge sends no frame back (no hairpin)
+                    out[port] = out.get(port, 0) | to & sources & ~back.get(port, 0)
         live = 0
         names, indices = [], []
         for port, classes in out.items():

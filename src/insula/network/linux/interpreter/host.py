@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from insula.network.interpreter.alike import representatives
 from insula.network.interpreter.boundaries import collect
 from insula.network.interpreter.delivery import Delivery, NetworkPlace, PacketSource
-from insula.network.interpreter.fields import HeaderFields
 from insula.network.interpreter.space import Boundaries, NumberRange, Service, Space
 from insula.network.linux.interpreter.forwarding import Forwarding
 from insula.network.linux.interpreter.stack import Stack
@@ -34,10 +34,10 @@ class HostInterpreter:
     def space(self, version: int) -> tuple[Sequence[NumberRange], Sequence[Service]]:
         """Return the addresses and services that the host's rules and routes tell apart."""
         boundaries = self._cuts[version]
-        collect(self.stack.program, HeaderFields(version, Space(0, [], [])), boundaries)
+        collect(self.stack.program, boundaries)
         for route in self.stack.routing[version].routes:
             boundaries.addresses.add(*route.range)
-        return boundaries.addresses.atoms(), boundaries.services()
+        return boundaries.addresses.atoms(), representatives(self.stack.program, boundaries)
 
     def from_uplinks(self, version: int) -> Delivery:
         """Run packets of every tenant: with the address of its uplink, and with any other."""

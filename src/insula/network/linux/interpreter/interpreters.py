@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Protocol
@@ -14,7 +14,7 @@ from insula.kernel.nftables import Nft
 from insula.model.objects import Tenant
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.interpretation import Interpretation
-from insula.network.interpreter.space import Boundaries, NumberRange
+from insula.network.interpreter.space import Boundaries, MakeBoundaries, NumberRange
 from insula.network.interpreter.tracing import TracedPacket, TracedWay
 from insula.network.linux import naming, sysctl
 from insula.network.linux.interpreter.host import HostInterpreter, UplinkView
@@ -78,26 +78,27 @@ class Interpreters:
         namespace: ReadNamespace,
         intent: TenantIntent,
         running: Collection[int],
-        cuts: Mapping[int, Boundaries],
+        cuts: MakeBoundaries,
     ) -> Interpretation:
         """Interpret a tenant's namespace; the last result is returned if nothing has changed."""
         name, asked = namespace.tenant.name, (intent, frozenset(running))
         stack = namespace.stack.read(filters_bridged=call_in(namespace.netns, self._filters_bridged))
         last = self._last.get(name)
         if last is None or last.stack is not stack or last.asked != asked:
-            known = {version: cuts[version] for version in self._versions}
+            boundaries = cuts()
+            known = {version: boundaries[version] for version in self._versions}
             told = view(intent, running, known, _DEVICES, self._translated)
             last = self._last[name] = _Last(stack, asked, TenantInterpreter(stack, told).interpret())
         return last.result
 
-    def host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
-        """Interpret the host's namespace between these tenants."""
+    def host(self, tenants: Sequence[Tenant], offered: object, cuts: MakeBoundaries) -> Interpretation:
+        """Interpret the host's namespace between these tenants; the last result is returned if nothing has changed."""
         assert self._reader is not None
         uplinks = self.uplinks(tenants)
         stack = self._reader.read(filters_bridged={})
-        last, asked = self._last.get(""), tuple(uplinks)
+        last, asked = self._last.get(""), (uplinks, offered)
         if last is None or last.stack is not stack or last.asked != asked:
-            interpreter = HostInterpreter(stack, uplinks, cuts)
+            interpreter = HostInterpreter(stack, uplinks, cuts())
             inside = [interpreter.from_uplinks(version) for version in self._versions]
             above = [interpreter.from_others(version) for version in self._versions]
             unknown = set[str]().union(*(each.unknown for each in (*inside, *above)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from insula.kernel.netlink import Rtnl
 from insula.kernel.nftables import Nft
@@ -11,7 +11,7 @@ from insula.network.intent import TenantIntent
 from insula.network.interpreter.connections import OpenConnection
 from insula.network.interpreter.interpretation import Interpretation
 from insula.network.interpreter.queues import InstalledQueues
-from insula.network.interpreter.space import Boundaries
+from insula.network.interpreter.space import MakeBoundaries
 from insula.network.interpreter.tracing import TracedPacket, TracedWay
 from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.interpreter.connections import open_connections
@@ -31,7 +31,7 @@ class HasInterpreters:
 
     @about_tenant
     def interpret(
-        self, tenant: Tenant, intent: TenantIntent, running: Collection[int], cuts: Mapping[int, Boundaries]
+        self, tenant: Tenant, intent: TenantIntent, running: Collection[int], cuts: MakeBoundaries
     ) -> Interpretation:
         """Read the tenant's namespace, and compute whom it lets reach whom."""
         return self._interpreters.tenant(self._tenant(tenant), intent, running, cuts)
@@ -57,6 +57,6 @@ class HasInterpreters:
         return self._interpreters.trace_host(tenant, packet)
 
     @about_host
-    def interpret_host(self, tenants: Sequence[Tenant], cuts: Mapping[int, Boundaries]) -> Interpretation:
+    def interpret_host(self, tenants: Sequence[Tenant], offered: object, cuts: MakeBoundaries) -> Interpretation:
         """Read the host's namespace, and compute what it forwards from and to tenants."""
-        return self._interpreters.host(tenants, cuts)
+        return self._interpreters.host(tenants, offered, cuts)

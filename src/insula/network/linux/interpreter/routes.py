@@ -5,6 +5,7 @@ A rule with a selector (a mark, a device, an address) may apply or not, so the r
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -105,6 +106,7 @@ class RoutingTable:
         return []
 
 
+@functools.lru_cache(maxsize=8192)
 def parse_route(body: bytes) -> InstalledRoute | None:
     """Parse an RTM_NEWROUTE message; None for routes that no unicast packet takes."""
     family, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
@@ -142,6 +144,7 @@ def _address(packed: bytes | None) -> int | None:
     return None if packed is None else int.from_bytes(packed, "big")
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_rule(body: bytes) -> RoutingRule:
     """Parse an RTM_NEWRULE message (struct fib_rule_hdr, linux/fib_rules.h)."""
     _, to_length, from_length, tos, table, _, _, action, flags = _ROUTE.unpack_from(body)

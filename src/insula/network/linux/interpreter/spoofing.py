@@ -15,7 +15,7 @@ from insula.network.interpreter.delivery import NetworkPlace
 from insula.network.interpreter.fields import HeaderFields, State, initial
 from insula.network.interpreter.interpretation import Forgery
 from insula.network.interpreter.machine import Machine
-from insula.network.interpreter.program import InstalledSet, Lookup, Program
+from insula.network.interpreter.program import InstalledSet, Lookup
 from insula.network.interpreter.space import BITS, ECHO, ICMP, ICMPV6, TCP, UDP, Boundaries, NumberRange, Service, Space
 from insula.network.interpreter.values import Symbolic
 from insula.network.linux.interpreter.bytecode import device_name
@@ -75,7 +75,7 @@ class Spoofing:
                     for step in rule.steps:
                         if isinstance(step, Lookup):
                             self._cut(step, table.sets, boundaries)
-        _cut_by_constants(self._program, version, boundaries)
+        collect(self._program, boundaries)
         for port in self._ports:
             for _, range_ in port.allowed.get(version, ()):
                 boundaries.addresses.add(*range_)
@@ -188,8 +188,3 @@ def _between(values: Sequence[int]) -> Iterator[tuple[int, int]]:
             yield at, value - 1
         at = value + 1
     yield at, (1 << 48) - 1
-
-
-def _cut_by_constants(program: Program, version: int, boundaries: Boundaries) -> None:
-    space = Space(0, [], [])
-    collect(program, HeaderFields(version, space), boundaries)

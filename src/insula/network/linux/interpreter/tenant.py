@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from insula.kernel.netlink.messages import Link
+from insula.network.interpreter.alike import representatives
 from insula.network.interpreter.boundaries import collect
 from insula.network.interpreter.connections import judged_marks
 from insula.network.interpreter.delivery import Delivery, NetworkPlace, PacketSource
-from insula.network.interpreter.fields import HeaderFields
 from insula.network.interpreter.interpretation import Interpretation, Overheard
 from insula.network.interpreter.space import Space
 from insula.network.linux.interpreter.forwarding import Forwarding
@@ -52,13 +52,13 @@ class TenantInterpreter:
     def space(self, version: int, sources: int) -> Space:
         """Return the classes of packets that rules, routes and intent tell apart."""
         boundaries = self.view.cuts[version]
-        collect(self.stack.program, HeaderFields(version, Space(0, [], [])), boundaries)
+        collect(self.stack.program, boundaries)
         for route in self.stack.routing[version].routes:
             boundaries.addresses.add(*route.range)
         for of, _, address in self.stack.neighbours:
             if of == version:
                 boundaries.addresses.add(address, address)
-        return Space(sources, boundaries.addresses.atoms(), boundaries.services())
+        return Space(sources, boundaries.addresses.atoms(), representatives(self.stack.program, boundaries))
 
     def from_ports(self, version: int, space: Space) -> Iterator[Delivery]:
         """Run packets of all ports with their own addresses."""
