@@ -185,7 +185,7 @@ class RuleVerdict:
 RuleStep = Comparison | Lookup | Assign | Translate | Sometimes | Unknown | RuleVerdict
 
 
-class Steps(tuple[RuleStep, ...]):
+class RuleSteps(tuple[RuleStep, ...]):
     """The steps of a rule that many tables have: the same object, so that what is known of it is found quickly."""
 
     __slots__ = ()

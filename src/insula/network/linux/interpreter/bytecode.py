@@ -31,10 +31,10 @@ from insula.network.interpreter.program import (
     Program,
     RouteDevice,
     RuleStep,
+    RuleSteps,
     RuleVerdict,
     Slice,
     Sometimes,
-    Steps,
     Strange,
     Swapped,
     Term,
@@ -164,12 +164,12 @@ def _rule(raw: RawRule, family: str, sets: _Lengths) -> InstalledRule:
 
 
 @functools.lru_cache(maxsize=4096)
-def _steps(packed: bytes, family: str, sets: _Lengths) -> Steps:
+def _steps(packed: bytes, family: str, sets: _Lengths) -> RuleSteps:
     """Return the steps of a rule; those of tenants are mostly the same."""
     reader = _RuleReader(family, sets)
     for expression in rulesets.expressions(packed):
         reader.read(expression)
-    return Steps(reader.steps)
+    return RuleSteps(reader.steps)
 
 
 class _RuleReader:
