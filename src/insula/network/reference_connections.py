@@ -78,8 +78,8 @@ class ConnectionReference:
 def _service(version: int, asked: OpenConnection) -> Service:
     number = NumberRange(asked.protocol, asked.protocol)
     if asked.protocol in (TCP, UDP):
-        ports = (NumberRange(each, each) for each in (asked.source_port, asked.port))
-        return Service(number, *ports)
+        source, target = (NumberRange(each, each) for each in (asked.source_port, asked.port))
+        return Service(number, source, target)
     if asked.protocol in (ICMP, ICMPV6):  # of these only echo requests are connections
         return Service(number, None, NumberRange(ECHO[version], ECHO[version]), NumberRange(0, 0))
     return Service(number)
