@@ -132,7 +132,7 @@ class Guest:
             "disk": DISK,
             "identity": {"hostname": "guest", **identity},
             "network": {"interfaces": [], "routes": []},
-            "program": {"config": config, "read_only": False},
+            "program": {"config": config, "read_only": False, "files": {}},
         }
         given = os.memfd_create("plan")
         os.write(given, json.dumps(plan).encode())

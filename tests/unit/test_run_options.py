@@ -20,6 +20,7 @@ from insula.model.objects import (
     ContainerOptions,
     HostEntry,
     InstanceSpec,
+    MachineOptions,
     Network,
     Port,
     TmpfsMount,
@@ -276,11 +277,22 @@ def test_all_of_it_becomes_a_spec() -> None:
         *("--tmpfs", "/t:exec"),
     )
     found = msgspec.convert(made, InstanceSpec)
-    assert found.options.shm_size == 1 << 30
+    assert isinstance(found.options, ContainerOptions) and found.options.shm_size == 1 << 30
     assert found.extra_hosts == [HostEntry(name="db", address="10.0.0.7")]
     assert (found.dns, found.dns_search, found.options.group_add) == (["9.9.9.9"], ["x"], ["audio"])
     assert found.mounts == [TmpfsMount(path="/t", executable=True)]
-    assert msgspec.convert(spec(), InstanceSpec).options.shm_size == 64 << 20, "the default"
+    usual = msgspec.convert(spec(), InstanceSpec).options
+    assert isinstance(usual, ContainerOptions) and usual.shm_size == 64 << 20, "the default"
+
+
+def test_a_virtual_machine_has_options_of_its_own() -> None:
+    found = msgspec.convert(spec("--vm", "--cold", "--group-add", "audio"), InstanceSpec)
+    assert found.options == MachineOptions(cold=True, group_add=["audio"]) and found.kind == "machine"
+    assert msgspec.convert(spec(), InstanceSpec).kind == "container"
+    for words in (("--vm", "--cap-add", "SYS_TIME"), ("--vm", "--init"), ("--vm", "--pids", "9"), ("--cold",)):
+        with pytest.raises(UsageError) as refused:
+            spec(*words)
+        assert refused.value.hint, words
 
 
 def test_the_number_of_log_lines_may_be_all() -> None:

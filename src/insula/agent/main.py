@@ -65,6 +65,7 @@ class Agent:
                 network.configure(request["interfaces"], request["routes"])
                 return {}
             case "start":
+                root.write_etc(request["files"])
                 self.first = self._program(session)
                 programs.start(request["config"], root.mount(read_only=request["read_only"]), self.group, self.first)
             case "exec" if self.first:

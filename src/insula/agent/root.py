@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from insula.kernel import mounts, syscalls
+from insula.machine import protocol
 
 IMAGE, DISK = "image", "disk"
 """Serial numbers of the disks."""
@@ -27,6 +28,14 @@ def mount(*, read_only: bool = False) -> int:
     root = mounts.overlay([f"/{IMAGE}"], f"/{DISK}/upper", f"/{DISK}/work")
     mounts.set_attributes(root, syscalls.MOUNT_ATTR_NODEV | attributes)
     return root
+
+
+def write_etc(files: dict[str, str]) -> None:
+    """Write the files that the program's config mounts over those of the image, as /run/etc/NAME."""
+    os.makedirs(protocol.ETC, exist_ok=True)
+    for name, text in files.items():
+        with open(f"{protocol.ETC}/{os.path.basename(name)}", "w") as file:
+            file.write(text)
 
 
 def device(serial: str) -> str:

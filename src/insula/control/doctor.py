@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from insula.control.instances.drivers.machine import checks as machines
 from insula.control.tenants import FIRST_ID, MAX_TENANTS
 from insula.kernel import capabilities, features, nftables
 from insula.model.errors import InsulaError
@@ -119,6 +120,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
     for program, meaning in _PROGRAMS.items():
         path = shutil.which(program, path=_SEARCH)
         yield _check(meaning, path is not None, path or "not installed")
+    yield machines.examine()
     yield _ipv6()
     yield _forwarding()
     yield _link(settings)

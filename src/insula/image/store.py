@@ -2,6 +2,7 @@
 
     root/blobs/sha256/<hex>    manifests, configurations and layers as distributed
     root/layers/<hex>/         layers by DiffID, extracted for overlayfs
+    root/erofs/<hex>           all layers of the manifest <hex> in one file, for virtual machines; made when needed
     root/diffs/<hex>           JSON: the verified DiffID and size of the layer blob <hex>
     root/tmp/                  staging: incomplete objects, and objects being removed
     root/lock                  held by publishing and by garbage collection
@@ -25,7 +26,7 @@ from typing import BinaryIO, Literal
 
 import msgspec
 
-from insula.image import archive, builtin, manifest, registry
+from insula.image import archive, builtin, erofs, manifest, registry
 from insula.image.blobs import Blobs, disk_errors, hex_of, sync_directory, write
 from insula.image.egress import Egress
 from insula.image.image_import import Diff, ImageImport, extracted
@@ -59,12 +60,13 @@ class ImageStore:
         self.root, self.max_size, self.max_entries = root, max_size, max_entries
         self.blobs = Blobs(root / "blobs" / "sha256")
         self._layers, self._diffs, self._tmp = root / "layers", root / "diffs", root / "tmp"
+        self._erofs = root / "erofs"
         self._mutex = threading.Lock()  # for the two below
         self._held: Counter[str] = Counter()  # digests that running work uses
         self._recent: dict[str, list[float]] = {}  # manifests that callers have not recorded yet, with times
         with disk_errors("preparing the image store"):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for directory in (self.blobs.directory, self._layers, self._diffs, self._tmp):
+            for directory in (self.blobs.directory, self._layers, self._erofs, self._diffs, self._tmp):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def sweep(self) -> None:
@@ -253,6 +255,24 @@ class ImageStore:
                 break
         return found
 
+    def machine_root(self, digest: str, layers: Sequence[str], job: Job | None = None) -> Path:
+        """Return the file with the root file system of an image for virtual machines (erofs.py), and make it if it is
+        not there. `digest` is its manifest's. NotFound, Unavailable, Failed."""
+        path = self._erofs / hex_of(check_digest(digest))
+        if path.exists():
+            return path
+        held = {digest, *layers}
+        self._hold(held)
+        try:
+            with disk_errors("making the root of a machine"), staging(self._tmp) as directory:
+                made = directory / "root"
+                erofs.make(self.lower(layers), made, directory, job or Job())
+                made.rename(path)
+                sync_directory(self._erofs)
+        finally:
+            self._let_go(held)
+        return path
+
     def content(self, digest: str) -> dict[str, int]:
         """Return what is stored for the image with the manifest `digest`, as in `Image.content`. NotFound."""
         parts, found = self._read_manifest(digest), {digest: self.blobs.path(digest).stat().st_size}
@@ -280,7 +300,7 @@ class ImageStore:
             empty = disk_usage(trash)
             with self._exclusive():
                 needed = self._needed(live)
-                for directory in (self.blobs.directory, self._diffs, self._layers):
+                for directory in (self.blobs.directory, self._diffs, self._layers, self._erofs):
                     for path in [p for p in directory.iterdir() if f"sha256:{p.name}" not in needed]:
                         path.rename(trash / f"{directory.name}-{path.name}")
             return max(disk_usage(trash) - empty, 0)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 VERSION = 1
 PORT = "insula.agent"
 """The name of the port, as in /sys/class/virtio-ports/*/name of the guest."""
+ETC = "/run/etc"
+"""The directory in the guest of hostname, hosts and resolv.conf, which the host makes for the program."""
 HEADER = struct.Struct(">IBI")
 NUMBER = struct.Struct(">I")
 MAX_PAYLOAD = 1 << 20

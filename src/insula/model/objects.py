@@ -280,8 +280,20 @@ class ContainerOptions(Struct, kw_only=True, tag_field="kind", tag="container"):
     aio: bool = False  # allow io_setup(2), which uses contexts from the host's limit
 
 
-Options = ContainerOptions
-"""The options of one kind: a tagged union by `kind`, the driver's name, to which machines will be added."""
+class MachineOptions(Struct, kw_only=True, tag_field="kind", tag="machine"):
+    """The options of virtual machines only. `cold` boots the machine instead of copying one that was booted."""
+
+    cold: bool = False
+    group_add: fields.GroupNames = []  # as of containers
+
+    @property
+    def pid_of(self) -> None:
+        """A machine shares its processes with nobody."""
+        return None
+
+
+Options = ContainerOptions | MachineOptions
+"""The options of one kind: a tagged union by `kind`, the driver's name."""
 
 
 class HostEntry(Struct, kw_only=True):

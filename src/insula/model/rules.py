@@ -93,6 +93,8 @@ MIN_DISK = 1 << 20
 MIN_INODES = 16
 MAX_INODES = 1 << 32
 MIN_MEMORY = 6 << 20  # bytes; with less the kernel kills the process that sets the container up
+MACHINE_MEMORY = 256 << 20
+"""Bytes of memory of a virtual machine whose spec has no limit."""
 MAX_BYTES = (1 << 63) - 1
 MAX_PIDS = 1 << 22  # PID_MAX_LIMIT, proc_sys_kernel(5)
 MAX_INSTANCES = 1_000_000

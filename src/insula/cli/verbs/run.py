@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from insula.cli.connection import connect
+from insula.cli.machine_options import machine_options
 from insula.cli.options import Arguments, Command, Option, UsageError, choice, whole, zero_or
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal, terminal_size
@@ -102,7 +103,7 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
         },
         "restart": restart(arguments.restart),
         "healthcheck": healthcheck(arguments),
-        "options": container_options(arguments),
+        "options": machine_options(arguments) if arguments.vm else container_options(arguments),
     }
     optional = {
         "entrypoint": None if arguments.entrypoint is None else [arguments.entrypoint] if arguments.entrypoint else [],
@@ -262,6 +263,8 @@ _ALWAYS = ("nosuid", "nodev")
 
 def container_options(arguments: Arguments) -> dict[str, Any]:
     """Return the `ContainerOptions` of the options."""
+    if arguments.cold:
+        raise UsageError("--cold is of virtual machines", "use it with --vm")
     options: dict[str, Any] = {
         "kind": "container",
         "init": arguments.init,
@@ -410,6 +413,8 @@ OPTIONS = [
         many=True,
         parse=published,
     ),
+    Option("--vm", "make it a virtual machine, with a kernel of its own (docs/machines.md)"),
+    Option("--cold", "with --vm: boot it, instead of copying one that was booted"),
     Option("--hostname", "its host name (its name)", "NAME"),
     Option("--cpus", "at most so many CPUs, as in 0.5 (0: as many as its tenant)", "N", parse=zero_or(parse_cpus)),
     Option("-m --memory", "at most so much memory, as in 64m (0: as its tenant)", "SIZE", parse=zero_or(parse_size)),

@@ -54,7 +54,7 @@ def _declaration(raw: RawDocument, tenant: str | None) -> Declaration:
         raw.refuse(what, f"one of {', '.join(KINDS)}", ("kind",))
     value = kind.upgraded(raw.value)
     try:
-        document: DeclaredDocument = msgspec.convert(value, kind.document)
+        document: DeclaredDocument = msgspec.convert(kind.completed(value), kind.document)
     except msgspec.ValidationError as error:
         raw.refuse_type(str(error))
     owner = _owner(raw, kind, document, tenant)

@@ -18,8 +18,8 @@ from insula.control.instances.checks import Known, as_it_is
 from insula.control.instances.specs import check_networks, cli_command
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.networks.ports import by_interface, port_reservations
-from insula.model.errors import Conflict, NotFound
-from insula.model.objects import Instance, NetworkAttachment, Port
+from insula.model.errors import Conflict, NotFound, Unavailable
+from insula.model.objects import Instance, MachineOptions, NetworkAttachment, Port
 from insula.model.units import shorten
 from insula.model.views import Usage
 from insula.store.protocol import Compare, TransactionConflict
@@ -43,6 +43,9 @@ async def connect(admission: Admission, known: Known, wanted: Attachments) -> Fo
     )
     if spec.networks == before.spec.networks:
         return None
+    if isinstance(spec.options, MachineOptions):
+        what = f"{name} is a virtual machine, whose network can't be changed yet"
+        raise Unavailable(what, "make another one with --network")
     added = [each for each in spec.networks if each not in before.spec.networks]
     networks = [await admission.networks.find(tenant, each.network) for each in added]
     owner = await admission.tenants.find(tenant)

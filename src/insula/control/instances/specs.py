@@ -18,7 +18,14 @@ from insula.control.allocation.quotas import check_resources
 from insula.model import publishing, rules
 from insula.model.errors import Invalid
 from insula.model.health import plan
-from insula.model.objects import AddressPair, Instance, InstanceSpec, NetworkAttachment, PublishedPort
+from insula.model.objects import (
+    AddressPair,
+    Instance,
+    InstanceSpec,
+    MachineOptions,
+    NetworkAttachment,
+    PublishedPort,
+)
 from insula.model.units import check_label, parse_signal, shorten
 from insula.network.addresses import parse_mac, parse_range
 
@@ -37,6 +44,10 @@ def check(spec: InstanceSpec) -> InstanceSpec:
         raise Invalid(f"{len(spec.mounts)} tmpfs are too many", "use at most 100")
     if spec.options.pid_of is not None:
         check_label("instance", spec.options.pid_of)
+    if isinstance(spec.options, MachineOptions) and spec.resources.memory is None:
+        spec = msgspec.structs.replace(
+            spec, resources=msgspec.structs.replace(spec.resources, memory=rules.MACHINE_MEMORY)
+        )
     check_labels(spec.labels)
     check_resources(spec.resources)
     plan(spec.healthcheck, None)

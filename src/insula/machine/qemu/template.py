@@ -66,9 +66,14 @@ def make(kernel: str, initramfs: str, memory: int) -> tuple[int, int]:
         finally:
             process.kill()
             process.wait()
-        fcntl.fcntl(ram, _F_ADD_SEALS, _SEALS)
+        seal(ram)
         undo.keep()
     return ram, state
+
+
+def seal(memory: int) -> None:
+    """Forbid everybody to write to a memfd, for ever. EBUSY if it is mapped for that."""
+    fcntl.fcntl(memory, _F_ADD_SEALS, _SEALS)
 
 
 def placeholders(kernel: str, initramfs: str, memory: int) -> MachineConfig:

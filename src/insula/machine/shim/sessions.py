@@ -7,9 +7,11 @@ read only while the agent has granted bytes.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import stat
+import struct
 
 from insula.kernel.event_loop import EventLoop
 from insula.machine import protocol
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from insula.model.cpython import socket
 
 _READ = 64 << 10
+_TCGETS, _TCSETS = 0x5401, 0x5402
 
 
 class AgentError(Exception):
@@ -45,9 +48,11 @@ class ProgramSession:
         self._credit = 0
         self._waiting = {fd: bytearray() for fd in {self._stdout, self._stderr}}
         self._end: Any = None
-        self._files = {fd for fd in {*stdio} if stat.S_ISREG(os.fstat(fd).st_mode)}  # always ready: epoll refuses them
+        self._files = {fd for fd in {*stdio} if _is_always_ready(fd)}
         for fd in {*stdio}:
             os.set_blocking(fd, False)
+        if len(stdio) == 1:
+            _make_raw(stdio[0])
 
     def receive(self, kind: int, payload: bytes) -> None:
         """Do what a frame of the agent tells."""
@@ -127,6 +132,19 @@ class ProgramSession:
             self._loop.unwatch(fd)
         self.connection.forget(self.number)
         self.ended(end)
+
+
+def _is_always_ready(fd: int) -> bool:
+    """Whether it is a regular file, or a device such as /dev/null: epoll refuses these (EPERM, epoll_ctl(2))."""
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISREG(mode) or (stat.S_ISCHR(mode) and not os.isatty(fd))
+
+
+def _make_raw(terminal: int) -> None:
+    """Have a terminal pass everything on: lines, echo and signals are the terminal's in the guest (termios(3))."""
+    mode = bytearray(fcntl.ioctl(terminal, _TCGETS, bytes(64)))
+    struct.pack_into("4I", mode, 0, 0, 0, struct.unpack_from("I", mode, 8)[0], 0)
+    fcntl.ioctl(terminal, _TCSETS, bytes(mode))
 
 
 class AgentConnection:

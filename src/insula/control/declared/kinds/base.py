@@ -139,6 +139,10 @@ class DeclaredKind(ABC):
         """Return a form that an earlier version took, or has stored, in the present form: by default as it is."""
         return form
 
+    def completed(self, form: Form) -> Form:
+        """Return the form with what may be left out and has no default of its own: by default as it is."""
+        return form
+
     def depends(self, ref: ObjectReference, form: Form) -> Iterable[ObjectReference]:
         """Return the objects that must be there before this one."""
         return [ObjectReference("Tenant", None, ref.tenant)] if ref.tenant is not None else []

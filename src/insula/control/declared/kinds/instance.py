@@ -33,6 +33,7 @@ from insula.model.views import InstancePatch, PublishedPatch, ResourcesPatch
 
 _ELSEWHERE = ("name", "labels")  # fields of InstanceSpec that are metadata of the document
 _CHANGED = ("restart", "stop_timeout")
+_USUAL = InstanceSpec(image="").kind
 Wanted = Literal["running", "stopped"]
 
 DeclaredInstance = spec_like(
@@ -64,6 +65,7 @@ class InstanceKind(DeclaredKind):
     # -- forms -----------------------------------------------------------------------------------------------------
 
     def check(self, ref: ObjectReference, spec: Form, labels: dict[str, str]) -> Form:
+        spec = _with_kind(spec)
         self.decode(spec)
         return {**_form(check(_spec(ref, spec, labels))), "wanted": spec.get("wanted", "running")}
 
@@ -71,6 +73,11 @@ class InstanceKind(DeclaredKind):
         """0.1.0 had one network: `network`, `address`, `address6` and `mac_address`."""
         spec = form.get("spec")
         return {**form, "spec": upgrades.networks(spec)} if isinstance(spec, dict) else form
+
+    def completed(self, form: Form) -> Form:
+        """Options are those of containers, unless they name another kind."""
+        spec = form.get("spec")
+        return {**form, "spec": _with_kind(spec)} if isinstance(spec, dict) else form
 
     def depends(self, ref: ObjectReference, form: Form) -> Iterable[ObjectReference]:
         yield from super().depends(ref, form)
@@ -205,3 +212,8 @@ def _form(spec: InstanceSpec) -> Form:
 def _spec(ref: ObjectReference, spec: Form, labels: dict[str, str]) -> InstanceSpec:
     fields: dict[str, Any] = {name: value for name, value in spec.items() if name != "wanted"}
     return msgspec.convert({**fields, "name": ref.name, "labels": labels}, InstanceSpec)
+
+
+def _with_kind(spec: Form) -> Form:
+    options = spec.get("options")
+    return {**spec, "options": {"kind": _USUAL, **options}} if isinstance(options, dict) else spec

@@ -1,4 +1,5 @@
-"""The registry of drivers, by kind of instance. A new kind is a new entry."""
+"""The registry of drivers, by kind of instance. A new kind is a new entry. Virtual machines run in containers,
+so their driver uses the runtime of the containers' driver."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from contextlib import AsyncExitStack
 
 from insula.control.instances.drivers.base import Driver
 from insula.control.instances.drivers.container.driver import ContainerDriver
+from insula.control.instances.drivers.machine.driver import MachineDriver
 from insula.image.store import ImageStore
 from insula.settings import Settings
 from insula.volume.quota import DiskQuota
@@ -18,9 +20,10 @@ async def open_drivers(
     settings: Settings, images: ImageStore, disk: DiskQuota, closing: AsyncExitStack
 ) -> Mapping[str, Driver]:
     """Open all drivers and return them by kind. `closing` closes them. InsulaError."""
-    opened = {}
-    for kind, make in DRIVERS.items():
-        driver = opened[kind] = make(settings, images, disk)
+    drivers = {kind: make(settings, images, disk) for kind, make in DRIVERS.items()}
+    if isinstance(containers := drivers.get(ContainerDriver.kind), ContainerDriver):
+        drivers[MachineDriver.kind] = MachineDriver(settings, images, disk, containers.runtime)
+    for driver in drivers.values():
         await driver.open()
         closing.push_async_callback(driver.close)
-    return opened
+    return drivers

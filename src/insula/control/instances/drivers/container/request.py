@@ -20,7 +20,7 @@ from insula.control.workers import Workers
 from insula.image.limits import MAX_LAYERS
 from insula.image.store import ImageStore
 from insula.model.errors import Invalid, Unavailable
-from insula.model.objects import Instance, InstanceSpec, Network, Tenant
+from insula.model.objects import ContainerOptions, Instance, InstanceSpec, Network, Options, Tenant
 from insula.model.views import ExecSpec
 from insula.settings import Settings
 from insula.volume.quota import DiskLimit, DiskQuota, DiskUsage
@@ -141,7 +141,7 @@ class Requests:
             user="0",
             tty=False,
             mounts=[],
-            options=msgspec.structs.replace(instance.spec.options, init=False),
+            options=_without_init(instance.spec.options),
         )
         asleep = msgspec.structs.replace(instance, spec=spec)
         request = await self._workers.do(tenant.name, partial(self.prepare, tenant, asleep, networks, begin=False))
@@ -215,7 +215,7 @@ class Requests:
             user=instance.spec.user if wanted.user is None else wanted.user,
             working_dir=wanted.working_dir or instance.spec.working_dir,
             tty=wanted.tty,
-            options=msgspec.structs.replace(instance.spec.options, init=False),
+            options=_without_init(instance.spec.options),
         )
         _, oci = self.oci(tenant, instance, spec, self.directory(instance.id))
         process: dict[str, Any] = oci["process"]
@@ -233,6 +233,10 @@ class Requests:
 _users: dict[tuple[str, tuple[str, ...], tuple[str, ...]], User] = {}
 _MOST_USERS = 1024
 _MOST_CHECKED = 32
+
+
+def _without_init(options: Options) -> Options:
+    return msgspec.structs.replace(options, init=False) if isinstance(options, ContainerOptions) else options
 
 
 def _user_of_image(user: str, lower: tuple[str, ...], more_groups: tuple[str, ...]) -> User:

@@ -24,7 +24,15 @@ from insula.control.instances.drivers.container.users import User
 from insula.kernel import capabilities
 from insula.model import rules
 from insula.model.errors import Invalid, Unavailable
-from insula.model.objects import IDS_PER_TENANT, ImageConfig, InstanceSpec, Resources, Rlimit, TmpfsMount
+from insula.model.objects import (
+    IDS_PER_TENANT,
+    ContainerOptions,
+    ImageConfig,
+    InstanceSpec,
+    Resources,
+    Rlimit,
+    TmpfsMount,
+)
 from insula.model.rules import MAX_ARGUMENT, MIN_MEMORY
 from insula.model.units import shorten
 
@@ -127,6 +135,8 @@ def config(
     resolv.conf to mount over the image's. Raises `Invalid`, and `Unavailable` for `--init` without tini(1).
     """
     options = spec.options
+    if not isinstance(options, ContainerOptions):
+        raise Invalid(f"there is no container with options of the kind {spec.kind}", "use those of containers")
     default = capabilities.DEFAULT | (nesting.CAPABILITIES if options.nesting else 0)
     names = capabilities.to_names(capabilities.adjust(default, options.cap_add, options.cap_drop))
     asked = capabilities.to_names(capabilities.adjust(capabilities.DEFAULT, options.cap_add, options.cap_drop))
