@@ -172,7 +172,8 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
         assert {element[:2] for element in ndp} == {("p7", MAC)} and len(ndp) == 2
         assert sought == {(device, target) for device, _, target in ndp}
         of_routers = {*routing.SETS, "inet closed"}
-        of_peerings = {f"inet {name}" for name in ("endpoints4", "endpoints6", "peer_protocols", "peer_ports")}
+        peerings = ("endpoints4", "endpoints6", "peer_protocols", "peer_ports", "visitors4", "visitors6")
+        of_peerings = {f"inet {name}" for name in peerings}
         assert {*found, "bridge ndp", "bridge sought6", *of_routers, *of_peerings} == set(rules.SETS)
         transact(rules.delete(TABLE, some[2]))
         transact(rules.delete(TABLE, some[2]))  # no error where there is none
