@@ -206,8 +206,14 @@ DOCUMENTED = (
     Documented(
         "network.verify",
         "off, or a duration from 1s, as in 1m",
-        "How often the isolation of tenants is proven from what the kernel has installed. What is found is a problem "
-        "of `insula status`, an event and a metric.",
+        "How often the isolation of all tenants is proven from what the kernel has installed. Beside this, a tenant is "
+        "proven when another program changes something in its namespace. What is found is a problem of "
+        "`insula status`, an event and a metric.",
+    ),
+    Documented(
+        "network.repair",
+        "true, false",
+        "Whether what such a proof finds is installed again at once. Else it is within a minute, as all networks are.",
     ),
     Documented(
         "audit.path",

@@ -418,7 +418,7 @@ class StubPlane(ControlPlane):
         self.instances: Any = StubInstances()
         self.stats: Any = StubStats()
         self.events: Any = StubEvents()
-        self.isolation = IsolationWatch(cast(Any, None), cast(Any, None))
+        self.isolation = IsolationWatch(*cast(Any, (None, None, None, None)))
 
     def kill(self) -> None:
         """Ends what still runs."""

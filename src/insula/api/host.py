@@ -52,7 +52,8 @@ class HostRoutes(Controller):
 
     @get(
         "/events",
-        summary="Changes as they happen, one JSON object a line; with `audit` also entries of the audit log",
+        summary="Changes as they happen, one JSON object a line; with `audit` also entries of the audit log; with "
+        "`verify` isolation is proven, as long as the stream is open, and whenever the kernel tells of a change",
         permission="self.read",
         quota="streams",
         sends=NDJSON,
@@ -68,12 +69,13 @@ class HostRoutes(Controller):
         from_revision: Revision = None,
         cursor: CursorText = None,
         audit: Flag = False,
+        verify: Flag = False,
     ) -> Stream:
         """The store's revision counts the changes of all tenants: only those who see the host may name one. Everybody
         resumes by `cursor`, or Last-Event-ID, the cursor of the last event."""
         if audit:
             sender.check("audit.read")
-        if from_revision is not None:
+        if from_revision is not None or verify:
             sender.check("host.read")
         after = cursor or request.headers.get(LAST_EVENT_ID)
         context = context_of(sender, "events")
@@ -85,7 +87,7 @@ class HostRoutes(Controller):
         marked = _marked(changes, lambda revision: cursors.seal(f"{revision:020}", context))  # its length tells nothing
         sources = [marked, *([watch(log_of(request))] if audit else ())]
         if sender.sees_host:
-            sources.append(plane.isolation.changes())
+            sources.append(plane.isolation.watched() if verify else plane.isolation.changes())
         return lines_or_events(request, merged(*sources), sender)
 
     @post(

@@ -152,10 +152,11 @@ def _host_families(plane: ControlPlane, times: RequestTimes, tenants: int, drift
     if drift is not None:
         yield GaugeMetricFamily("insula_drift", "Differences of the host's network from what is installed", drift)
     if plane.isolation.findings is not None:
-        found = len(plane.isolation.findings)
+        found = sum(map(len, plane.isolation.findings.values()))
         yield GaugeMetricFamily("insula_isolation_findings", "What the last proof of isolation found", found)
         last = plane.isolation.last
         yield GaugeMetricFamily("insula_isolation_proven_time_seconds", "When the last proof of isolation ended", last)
+        yield _proofs(plane.isolation.proofs)
     queues = {
         "instances": sum(each.busy for each in plane.managed.all()),
         "networks": plane.network_controller.queue,
@@ -168,6 +169,21 @@ def _host_families(plane: ControlPlane, times: RequestTimes, tenants: int, drift
     duration = "Seconds until the response to a request has begun"
     yield _histogram("insula_http_request_duration_seconds", duration, times.by_labels(), ["route", "status"])
     yield GaugeMetricFamily("insula_scrape_time_seconds", "The time of this host's clock", time.time())
+
+
+def _proofs(proofs: Mapping[str | None, int]) -> Metric:
+    """Proofs of isolation by tenant; those of the host have no tenant."""
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(
+        "insula_isolation_proofs", "Proofs of isolation of the host, or of a tenant", labels=["tenant"]
+    )
+    own = [(tenant or "", count) for tenant, count in proofs.items()]
+    for tenant, count in own[:MOST]:
+        family.add_metric([tenant], count)
+    if rest := own[MOST:]:
+        family.add_metric([OTHERS], sum(count for _, count in rest))
+    return family
 
 
 def _controllers(work: Mapping[str, ControllerWork], queues: Mapping[str, int]) -> Iterator[Metric]:

@@ -44,9 +44,13 @@ class HostResource:
         """Stop all instances, and remove every network, mount and cgroup of Insula from the host; the state is kept."""
         self.client.call("POST", "down")
 
-    def events(self, from_revision: int | None = None, *, audit: bool = False) -> Iterator[Object]:
-        """Yield changes as they happen; with `audit` also entries of the audit log as they are written."""
-        return self.client.lines("GET", "events", query={"from_revision": from_revision, "audit": audit})  # type: ignore[no-any-return]
+    def events(
+        self, from_revision: int | None = None, *, audit: bool = False, verify: bool = False
+    ) -> Iterator[Object]:
+        """Yield changes as they happen; with `audit` also entries of the audit log as they are written; with `verify`
+        isolation is proven meanwhile."""
+        query = {"from_revision": from_revision, "audit": audit, "verify": verify}
+        return self.client.lines("GET", "events", query=query)  # type: ignore[no-any-return]
 
     def audit(
         self, *, since: float | None = None, uid: int | None = None, tenant: str | None = None

@@ -127,7 +127,7 @@ class ControlPlane:
         self.disk_watch = DiskWatch(context, self.managed, self.instance_controller.recorder, self.instances.stop)
         self.host = Host(self.instance_controller, self.network_controller, self.tasks, self.accounting.close)
         self.overload = OverloadControl(context.fabric, self.tasks)
-        self.isolation = IsolationWatch(context, self.host.verifier)
+        self.isolation = IsolationWatch(context, self.host.verifier, self.network_controller, self.tasks)
         self.tracer = Tracer(context, intents, self.managed)
         self.idempotency_keys = IdempotencyKeys(context)
         self._loaded: Loaded | None = None
@@ -184,7 +184,7 @@ class ControlPlane:
         self.host.uncharged.begin()
         self.tasks.spawn(self.disk_watch.run())
         self.tasks.spawn(self.overload.run())
-        self.tasks.spawn(self.isolation.run())
+        self.isolation.begin()
         self.providers.begin()
         self.tasks.spawn(self._reconcile())
         self.tasks.spawn(self.accounting.run())

@@ -50,26 +50,34 @@ class Verifier:
                     break
             return report
 
-    async def prove(self) -> Sequence[str]:
-        """Return what the proof finds, and the differences of what is installed, as text. No packets are sent. Each
-        tenant's lock is held while it is read, one after the other."""
-        return await asyncio.shield(self._tasks.spawn(self._prove()))
+    async def prove(self, tenant: str) -> Sequence[str]:
+        """Return what the proof of a tenant finds, and the differences of what is installed, as text. No packets are
+        sent. The tenant's lock is held while it is read."""
+        return await asyncio.shield(self._tasks.spawn(self._prove(tenant)))
 
-    async def _prove(self) -> list[str]:
-        store, context = self.context.store, self.context
-        found: list[str] = []
+    async def _prove(self, tenant: str) -> Sequence[str]:
+        await self.context.prepared(tenant)
+        async with self._one, AsyncExitStack() as held:
+            await held.enter_async_context(self.context.locks[tenant])
+            netns, taps = self._nics(held)
+            if intent := await self.intents.build(tenant):
+                return await asyncio.to_thread(self._of_tenant, intent, {*netns, *taps})
+        return ()
+
+    async def prove_host(self) -> Sequence[str]:
+        """Return what the proof of the host's rules between tenants finds, as text. No tenant's lock is held, so a
+        finding may be a change that was half made; only what is found twice is returned."""
+        return await asyncio.shield(self._tasks.spawn(self._prove_host()))
+
+    async def _prove_host(self) -> Sequence[str]:
         async with self._one:
-            tenants = await TENANTS.readable(store)
-            intents = list[TenantIntent]()
-            for tenant in tenants:
-                async with AsyncExitStack() as held:
-                    await context.prepared(tenant.name)
-                    await held.enter_async_context(context.locks[tenant.name])
-                    netns, taps = self._nics(held)
-                    if intent := await self.intents.build(tenant.name):
-                        intents.append(intent)
-                        found += await asyncio.to_thread(self._of_tenant, intent, {*netns, *taps})
-            return found + await asyncio.to_thread(self._of_host, intents)
+            found = await self._between()
+            return [text for text in await self._between() if text in found] if found else ()
+
+    async def _between(self) -> Sequence[str]:
+        tenants = await TENANTS.readable(self.context.store)
+        intents = [intent for tenant in tenants if (intent := await self.intents.build(tenant.name))]
+        return await asyncio.to_thread(self._of_host, intents)
 
     def _of_tenant(self, intent: TenantIntent, running: Collection[int]) -> list[str]:
         installed = self.context.fabric.installed(intent.tenant)

@@ -29,9 +29,11 @@ def move_above_select_limit(fd: int) -> int:
     return moved
 
 
-def require_selectable(library: str) -> None:
-    """Check that the next descriptor is low enough for `library`, which uses select(2). Unavailable if it isn't."""
+def require_selectable(library: str) -> int:
+    """Return the next descriptor, which is low enough for `library`: it uses select(2). Unavailable if it isn't. It is
+    free, and another thread may take it first."""
     fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     os.close(fd)
     if fd >= FD_SETSIZE - 8:  # other threads open files meanwhile
         raise Unavailable(f"{library} needs one of the first {FD_SETSIZE} descriptors, and all are in use", "try again")
+    return fd

@@ -13,6 +13,7 @@ import threading
 from typing import Any, Final
 
 from insula.kernel import descriptors
+from insula.kernel.netlink import port_ids
 from insula.model.errors import Unavailable
 
 _STATELESS: Final = 1 << 2
@@ -59,7 +60,8 @@ class Nft:
     def __init__(self) -> None:
         with _lock:
             self._library = _load()
-            descriptors.require_selectable("libnftables")
+            self._descriptor = descriptors.require_selectable("libnftables")
+            self._port = 0
             self._context: int | None = self._library.nft_ctx_new(0)
             if not self._context:
                 raise Unavailable("cannot open nftables", "use a kernel with nf_tables")
@@ -70,6 +72,7 @@ class Nft:
         with _lock:
             if self._context:
                 self._library.nft_ctx_free(self._context)
+                port_ids.discard(self._port)
             self._context = None
 
     def __enter__(self) -> Nft:
@@ -85,6 +88,9 @@ class Nft:
                 raise Unavailable("the handle of nftables is closed", "try again")
             self._library.nft_ctx_output_set_flags(self._context, flags)
             failed = self._library.nft_run_cmd_from_buffer(self._context, command.encode())
+            if not self._port and (port := port_ids.of(self._descriptor)):  # it has one since it was used
+                self._port = port
+                port_ids.add(port)
             output: bytes = self._library.nft_ctx_get_output_buffer(self._context) or b""
             errors: bytes = self._library.nft_ctx_get_error_buffer(self._context) or b""
         if failed:

@@ -24,7 +24,8 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """`[network]`: ranges of the uplinks' addresses, and the upstream name servers. None: the host's. `link` is the
     bandwidth of this host in each direction, as in "10gbit"; "auto" has it measured. `floating` are the ranges of the
     pool of external addresses, which are routed to this host, or are in one of its own networks. `verify` is how often
-    the installed state is proven, as in "1m", or "off"."""
+    the installed state of all tenants is proven, as in "1m", or "off"; `repair` is whether what is found is installed
+    again at once."""
 
     range4: str = "100.64.0.0/10"
     range6: str = "fd69:6e73:756c:6100::/64"
@@ -32,6 +33,7 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     link: str = "auto"
     floating: list[str] = []
     verify: str = "off"
+    repair: bool = False
 
     @property
     def link_bits(self) -> int | None:

@@ -259,6 +259,37 @@ class Entries(NamedTuple):
     transits: Mapping[str, str] = {}
 
 
+# -- changes ----------------------------------------------------------------------------------------------------
+
+
+class NamespaceChange(NamedTuple):
+    """Whether something has changed in a namespace: by the fabric's `own` doing, and by `other` programs."""
+
+    own: bool
+    other: bool
+
+
+class ChangeMonitor(Protocol):
+    """Descriptors that become readable when the kernel tells of a change in one namespace. For one thread."""
+
+    def filenos(self) -> Sequence[int]: ...
+
+    def read(self) -> NamespaceChange:
+        """Return what has changed since the last time. It never blocks."""
+
+    def close(self) -> None: ...
+
+
+class Watcher(Protocol):
+    """What is given monitors. Its methods are called from any thread, and don't block."""
+
+    def opened(self, tenant: str | None, monitor: ChangeMonitor) -> None:
+        """Take the monitor of a tenant's namespace, or of the host's (None)."""
+
+    def closed(self, tenant: str | None, monitor: ChangeMonitor) -> None:
+        """Close a monitor, whose namespace is about to be removed."""
+
+
 # -- the protocol -----------------------------------------------------------------------------------------------
 
 
@@ -269,6 +300,10 @@ class Fabric(Protocol):
 
     def open(self) -> None:
         """Make the host-wide parts. `Unavailable` if this host lacks a requirement."""
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Give monitors of the host's namespace and of those of tenants to `watcher`, as they are opened, until
+        another takes its place; with None all are closed."""
 
     def close(self) -> None:
         """Wait for running calls, and release handles; the installed state stays. Failed if a call doesn't end."""

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     Cell = dict[str, Any]
 
-PAUSE = 10.0
-"""Seconds between two passes of --watch, unless --interval says otherwise."""
 LEGEND = """\
 yes  reached, and should be         no   not reached, and should not be
 yes* no* as installed, not probed   !    differs from what it should be"""
@@ -25,9 +23,10 @@ def run(arguments: Arguments) -> int:
     host = connect(arguments).host
     if arguments.watch and arguments.repair:
         raise UsageError("--watch and --repair exclude each other", "repair first, then watch")
+    if arguments.watch and arguments.interval is not None:
+        return repeat(host.verify, arguments.interval, as_json=arguments.json)
     if arguments.watch:
-        pause = PAUSE if arguments.interval is None else arguments.interval
-        return watch(host.verify, pause, as_json=arguments.json)
+        return watch(host.events(verify=True), as_json=arguments.json)
     if arguments.interval is not None:
         raise UsageError("--interval is for --watch", "add --watch")
     report = host.repair() if arguments.repair else host.verify()
@@ -82,7 +81,25 @@ def said(report: dict[str, Any]) -> Iterator[str]:
         yield f"! {clean(line)}"
 
 
-def watch(verify: Callable[[], dict[str, Any]], pause: float, *, as_json: bool) -> int:
+def watch(events: Iterator[dict[str, Any]], *, as_json: bool) -> int:
+    """Print what insulad tells of its proofs, until interrupted."""
+    import json
+    import time
+
+    for event in events:
+        if event["kind"] != "isolation":
+            continue
+        moment, text = time.strftime("%H:%M:%S", time.localtime(event["time"])), clean(event["text"])
+        if as_json:
+            print(json.dumps(event), flush=True)
+        elif event["action"] == "proven":
+            print(f"{moment}  {'FAILED' if event['findings'] else 'passed'}, watching", flush=True)
+        else:
+            print(f"{moment}  {'gone: ' if event['action'] == 'restored' else ''}! {text}", flush=True)
+    return 0
+
+
+def repeat(verify: Callable[[], dict[str, Any]], pause: float, *, as_json: bool) -> int:
     """Verify again and again, `pause` seconds after the last time, and print what is found and what is gone, until
     interrupted."""
     import json
@@ -158,8 +175,8 @@ COMMANDS = {
         "kernel has installed and with what real packets do. Exit status 1 on any difference.",
         options=[
             Option("-a --all", "list every path, too"),
-            Option("--watch", "go on every ten seconds until interrupted, and print what changes"),
-            Option("--interval", "with --watch: the time between two passes", "TIME", parse=parse_duration),
+            Option("--watch", "have changes proven as the kernel tells of them, and print what is found and gone"),
+            Option("--interval", "with --watch: verify every so often, with packets", "TIME", parse=parse_duration),
             Option("--repair", "have installed again what differs, and verify once more"),
         ],
     )

@@ -6,6 +6,8 @@ messages.py     numbers and structures of rtnetlink
 requests.py     functions that build rtnetlink requests
 rtnetlink.py    `Rtnl`, a socket that sends them and reads tables
 devices.py      moving a device to another network namespace
+port_ids.py     which sockets are this process's
+monitor.py      what the kernel tells of changes
 traffic_control.py   queueing disciplines, classes and filters
 nftables.py     elements of nftables' sets, and recorded rules
 """

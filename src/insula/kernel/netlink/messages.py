@@ -16,18 +16,20 @@ from insula.kernel.netlink import attributes as rtattr
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWRULE, RTM_DELRULE = 32, 33
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-RTM_SETNEIGHTBL, RTM_GETNSID = 67, 90
+RTM_SETNEIGHTBL, RTM_NEWNETCONF, RTM_DELNETCONF, RTM_GETNSID = 67, 80, 81, 90
+NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, NETCONFA_IFINDEX_DEFAULT = 1, -1, -2
 IFF_UP, IFF_LOWER_UP = 1, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_LINK_NETNSID = 20, 26, 27, 28, 37
-IFLA_NEW_IFINDEX = 49
+IFLA_PROTINFO, IFLA_NEW_IFINDEX = 12, 49
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_EUI64, ADDR_GEN_MODE_NONE = 8, 0, 1
 BR_STP_STATE, BR_MCAST_SNOOPING, BRPORT_LEARNING, BRPORT_UNICAST_FLOOD = 5, 23, 8, 9
 BRPORT_HAIRPIN, BRPORT_MCAST_FLOOD, BRPORT_BCAST_FLOOD, BRPORT_NEIGH_SUPPRESS, BRPORT_ISOLATED = 4, 27, 30, 32, 33
+BRPORT_OF_PROTOCOL = frozenset(range(13, 24))
+"""IFLA_BRPORT_ROOT_ID to IFLA_BRPORT_HOLD_TIMER: what the spanning tree protocol and its timers say; no settings."""
 VXLAN_ID, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 VETH_INFO_PEER, IFA_F_NODAD = 1, 2
@@ -175,6 +177,20 @@ def _link_info(packed: bytes) -> tuple[str, VxlanSettings | None, _BridgePort]:
         isolated=_flag(port, BRPORT_ISOLATED),
     )
     return rtattr.string(info.get(INFO_KIND, b"")), _vxlan(info), settings
+
+
+def bridge_port_settings(body: bytes) -> tuple[int, dict[int, bytes]]:
+    """Return the index of the bridge, and the settings of the port, of an RTM_NEWLINK message of AF_BRIDGE."""
+    attributes = rtattr.parse(body[LINK.size :])
+    port = rtattr.parse(attributes.get(IFLA_PROTINFO, b""))
+    settings = {number: value for number, value in port.items() if number not in BRPORT_OF_PROTOCOL}
+    return rtattr.integer(attributes.get(IFLA_MASTER, b"")), settings
+
+
+def parse_netconf(body: bytes) -> int | None:
+    """Return the index of the device that an RTM_NEWNETCONF message is about: NETCONFA_IFINDEX_ALL, or one's own."""
+    packed = rtattr.parse(body[4:]).get(NETCONFA_IFINDEX)
+    return struct.unpack("=i", packed)[0] if packed else None
 
 
 def _flag(attributes: dict[int, bytes], number: int) -> bool | None:

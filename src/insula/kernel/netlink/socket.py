@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from insula.kernel import descriptors
-from insula.kernel.netlink import attributes
+from insula.kernel.netlink import attributes, port_ids
 
 # linux/netlink.h
 _ERROR, _DONE = 2, 3
@@ -64,9 +64,12 @@ class NetlinkSocket:
         for option in (_CAP_ACK, _EXT_ACK, _STRICT):
             self.socket.setsockopt(_SOL_NETLINK, option, 1)
         self.socket.bind((0, 0))
+        self._port: int = self.socket.getsockname()[0]
+        port_ids.add(self._port)
 
     def close(self) -> None:
         self.socket.close()
+        port_ids.discard(self._port)
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +138,15 @@ class NetlinkSocket:
                 if sequence >= first:
                     yield _Reply(type_, flags, sequence, data[offset + _HEADER.size : offset + length])
                 offset += -(-length // 4) * 4
+
+
+def parts_of(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the messages of a datagram: type, port id, body."""
+    offset = 0
+    while offset < len(data):
+        length, type_, _, _, port = _HEADER.unpack_from(data, offset)
+        yield type_, port, data[offset + _HEADER.size : offset + length]
+        offset += -(-length // 4) * 4
 
 
 def error_in(what: str, answer: _Reply) -> NetlinkError | None:

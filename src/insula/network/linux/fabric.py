@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import threading
@@ -48,6 +47,7 @@ from insula.network.linux.guarantees.shaper import Shaper
 from insula.network.linux.guests import GuestServer
 from insula.network.linux.interpreter.interpreters import Interpreters
 from insula.network.linux.interpreter.reading import HasInterpreters
+from insula.network.linux.monitor import HasMonitors
 from insula.network.linux.naming import Naming
 from insula.network.linux.neighbours import enlarge_tables
 from insula.network.linux.outside.host import HasOutside, HostOutside
@@ -61,10 +61,8 @@ from insula.network.linux.tenant import NO_LABELS, TenantNamespace
 from insula.network.linux.underlay import Members, Underlay
 from insula.network.names import gate
 
-log = logging.getLogger("insula.network")
 
-
-class LinuxFabric(HasOutside, HasShaper, HasInterpreters):
+class LinuxFabric(HasOutside, HasShaper, HasInterpreters, HasMonitors):
     """Tenants' networks in network namespaces of this host.
 
     `run` is a directory on a file system that is empty after a reboot. `range4` and `range6` are the ranges of the
@@ -85,6 +83,7 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters):
         groups: str | None = None,
         underlay: Underlay | None = None,
     ) -> None:
+        super().__init__()
         self._underlay = underlay
         self._members: Members | None = None
         self.naming = Naming(prefix, IPv4Network(range4), IPv6Network(range6))
@@ -143,6 +142,7 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters):
 
     def _release(self) -> None:
         self._deletion.close()
+        self._monitors.close_all()
         with self._lock:
             closing, self._tenants = list(self._tenants.values()), {}
         for namespace in closing:
@@ -156,8 +156,7 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters):
             if part:
                 part.close()
         self._procfs.close()
-        self._members = self._outside = None
-        self._host = self._host_nft = self._injector = None
+        self._members = self._outside = self._host = self._host_nft = self._injector = None
 
     def _ensure_host(self) -> None:
         self._forward(4)
@@ -186,9 +185,8 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters):
     def host_drift(self) -> list[str]:
         """Return differences in the host's own namespace, as text."""
         _, nft = self._handles()
-        wanted = self._host_rules()
         others = self._members.drift() if self._members else ()
-        return [*drift.rule_drift(nft, self.naming.prefix, ("inet",), wanted), *others]
+        return [*drift.rule_drift(nft, self.naming.prefix, ("inet",), self._host_rules()), *others]
 
     @about_host
     def repair_host(self) -> list[str]:
@@ -266,6 +264,7 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters):
         self._names.remove(name)
         with self._lock:
             namespace = self._tenants.pop(name, None)
+        self._monitors.close(name)
         if namespace:
             namespace.close()
         self.shaper.remove(host, index)
@@ -303,6 +302,7 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters):
                 raise calls.no_namespace(tenant)
             namespace = TenantNamespace(self.naming, tenant, netns, self._injector, self._procfs, self._guests)
             self._tenants[tenant.name] = namespace
+            self._monitors.open(tenant.name, namespace.netns)
             return namespace
 
     # -- ports ---------------------------------------------------------------------------------------------------

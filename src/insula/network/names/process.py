@@ -37,6 +37,8 @@ from insula.network.names import gate
 from insula.network.names.lessor import Lessor
 from insula.network.names.rules import EgressRules
 
+LESSOR: Final = "insula-lessor"
+"""The name of lessors, by which the kernel says that a change of sets is theirs."""
 GROUP: Final = 0x71000000
 """The group of all gates, by which the rules of a tenant's namespace know their packets."""
 _LIMITS: Final = (  # resource (getrlimit(2)) and limit
@@ -222,6 +224,7 @@ def _lessor(parts: _Parts, ours: socket.socket, other: socket.socket) -> None:
     with open(settings.rules, "rb") as file:
         rules = msgspec.json.decode(file.read(), type=EgressRules)
     nftables, conntrack = NftablesSocket(), ConntrackSocket()
+    syscalls.set_name(LESSOR)
 
     async def serve() -> None:
         lessor = Lessor(settings.table, nftables, conntrack, ours)

@@ -53,11 +53,16 @@ class HostOperations:
         return Items(self._caller, sent, lines(answers.STATS_SAMPLE))
 
     def events(
-        self, *, cursor: str | None = None, from_revision: int | None = None, audit: bool = False
+        self,
+        *,
+        cursor: str | None = None,
+        from_revision: int | None = None,
+        audit: bool = False,
+        verify: bool = False,
     ) -> Items[EventView]:
         """Yield changes as they happen: from now on, after the event with this `cursor`, or after a revision of the
-        store; with `audit` also entries of the audit log."""
-        query = {"cursor": cursor, "from_revision": from_revision, "audit": audit}
+        store; with `audit` also entries of the audit log. With `verify` isolation is proven as long as it is read."""
+        query = {"cursor": cursor, "from_revision": from_revision, "audit": audit, "verify": verify}
         return Items(self._caller, request("GET", "events", query=query), lines(decoding.event))
 
     def down(self, *, idempotency_key: str | None = None) -> None:
