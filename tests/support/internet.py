@@ -192,7 +192,7 @@ def http(sock: socket.socket) -> None:
 
 
 def ask(
-    netns: int, name: str, type_: int = wire.A, server: str = "10.0.0.1", *, timeout: float = 5.0, tcp: bool = False,
+    netns: int, name: str, type_: int = wire.A, server: str = "10.0.0.1", *, timeout: float = 20.0, tcp: bool = False,
     source: str = "", **more: Any,
 ) -> Message | None:  # fmt: skip
     """Ask a name server from a namespace; None if it gives no answer in time. `more` is for `query_of`."""

@@ -79,7 +79,7 @@ def check_rate(cli: Cli, monitor: int, start: Callable[[], None], spent: Callabl
     cpu, total = seconds(monitor) - cpu_before, spent()
     assert total > spent_before, "it goes on"
     assert total < 1.1 * earned(), "slowly"
-    assert cpu / (time.monotonic() - began) < 0.25
+    assert cpu / (time.monotonic() - began) < 0.5, "without the rate it would be a whole processor"
 
 
 PACKETS = "import fcntl, os; fcntl.fcntl(1, fcntl.F_SETFL, os.O_DIRECT)\nwhile True: os.write(1, b'x')"
