@@ -11,7 +11,7 @@ from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.wait import patiently, until
 from tests.system.network_outside.test_commands import HOST, HOST6, dial
-from tests.system.network_outside.test_lb_commands import FAST, SERVE, becomes, serve, shares
+from tests.system.network_outside.test_lb_commands import FAST, SERVE, becomes, refuses, serve, shares
 
 ECHO = "exec nc -ll -p 7 -e cat"
 
@@ -45,7 +45,7 @@ def test_drained_backends_keep_their_connections_and_dead_ones_lose_them(host: D
     )
     becomes(acme, {"e1": "healthy", "e2": "healthy"})
     with ExitStack() as stack:
-        until(lambda: echoes(stack.enter_context(dial(host.namespaces.outside, address, 7007))), "it answers")
+        until(lambda: not refuses(host.namespaces.outside, address, 7007), "it is installed")
         open_ = [stack.enter_context(dial(host.namespaces.outside, address, 7007)) for _ in range(16)]
         assert all(map(echoes, open_))
         acme.ok("lb", "update", "shop", "--backend", "e2")
