@@ -39,6 +39,8 @@ class ConnectionReference:
     def _is_allowed(self, asked: OpenConnection) -> bool:
         version = 6 if ":" in asked.source else 4
         model, service = self._models[version], _service(version, asked)
+        if self._is_nobodys(model, asked.to):
+            return True
         source, target = (NumberRange(*[int(ip_address(each))] * 2) for each in (asked.source, asked.target))
         space = Space(1, [target], [service])
         if (owner := model.owners().get(source.low)) is not None:
@@ -52,6 +54,13 @@ class ConnectionReference:
         else:
             found = model.of_uplink(space, [PacketSource(NetworkPlace("uplink"), source)])
         return bool(found.ignored or any(found.permitted.values()))
+
+    def _is_nobodys(self, model: ReferenceModel, address: str) -> bool:
+        """Whether an address in a network of the tenant is free: packets to it are tracked, and come nowhere."""
+        number, networks = int(ip_address(address)), self._intent.networks
+        here = any(subnet.low <= number <= subnet.high for subnet in map(model.subnet, networks) if subnet)
+        taken = number in model.owners() or number in map(model.gateway, networks) or address in self._elsewhere
+        return here and not taken
 
     def _from_another_host(self, asked: OpenConnection) -> bool:
         """Whether an instance on another host may have opened it: there is a path, and policies allow it."""
