@@ -26,6 +26,7 @@ UNMEASURED = {
     "openvswitch",
     "disk quotas",
     "link speed",
+    "virtual machines",  # QEMU is not in the guest
 }
 """What `insula doctor` may find degraded on Debian's kernel, emulated, without a network."""
 
