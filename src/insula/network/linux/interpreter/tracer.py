@@ -12,6 +12,7 @@ from insula.network.interpreter.tracing import TracedPacket, TracedRule, TracedW
 from insula.network.linux.interpreter.forwarding import Forwarding
 from insula.network.linux.interpreter.host import HostInterpreter, UplinkView
 from insula.network.linux.interpreter.tenant import TenantInterpreter
+from insula.network.ranges import contains
 
 _HANDLE = re.compile(r"\s*(.*?) # handle (\d+)$")
 Listing = Callable[[str, str], str]
@@ -22,7 +23,7 @@ def trace_tenant(interpreter: TenantInterpreter, packet: TracedPacket, listing: 
     """Follow a packet from a port, a peer or the uplink through the tenant's namespace."""
     view = interpreter.view
     run, delivery = _run(interpreter.run, packet)
-    device = next((d for d, place in interpreter.places.items() if place == packet.source.place), None)
+    device = _arrival(interpreter, packet)
     link = interpreter.stack.by_name.get(device) if device else None
     if packet.source.place.kind == "port":
         if link is not None:
@@ -30,6 +31,23 @@ def trace_tenant(interpreter: TenantInterpreter, packet: TracedPacket, listing: 
     else:
         run.from_devices([link])
     return _way(run, delivery, lambda passage: _text(passage, listing))
+
+
+def _arrival(interpreter: TenantInterpreter, packet: TracedPacket) -> str | None:
+    """Return the device by which a packet comes: those of a peer's ports on other hosts by the peering's own one."""
+    source, peers = packet.source, interpreter.view.peers
+    if source.place.kind != "peer" or source.address is None:
+        return next((device for device, place in interpreter.places.items() if place == source.place), None)
+    sent = source.address
+    return next(
+        (
+            device
+            for device in reversed(peers)
+            for place, ranges in [peers[device]]
+            if place == source.place and any(contains(each, sent) for each in ranges[packet.version])
+        ),
+        None,
+    )
 
 
 def trace_host(interpreter: HostInterpreter, uplink: UplinkView, packet: TracedPacket) -> TracedWay:

@@ -34,7 +34,7 @@ class InterpreterView:
     identities: Sequence[PortSources]
     senders: Mapping[int, Sequence[tuple[str, PacketSource]]]
     owners: Mapping[int, Mapping[int, str]]
-    peers: Mapping[str, tuple[NetworkPlace, Mapping[int, Sequence[NumberRange]]]]
+    peers: dict[str, tuple[NetworkPlace, dict[int, Sequence[NumberRange]]]]
     """The devices of peerings, each with the other side's addresses there by version."""
     overlays: Mapping[str, str]
     """Networks and peerings by the name of the device that leads to their ports on other hosts."""
