@@ -31,7 +31,12 @@ OWN, THEIRS, ABSENT = "myself", "theirs", "absent"
 NOWHERE = "no-such-tenant-"
 TAR, FRAMES = "application/x-tar", "application/vnd.insula.frames"
 BODIES = {  # in place of the description's example, which names what is not there
-    "run": {"image": "busybox", "command": ["true"], "networks": [{"network": "default"}]},
+    "run": {
+        "image": "busybox",
+        "command": ["true"],
+        "networks": [{"network": "default"}],
+        "options": {"kind": "container"},
+    },
     "create_router": {"name": "another", "networks": [OWN]},
     "update_router": {"join": [OWN]},
     "create_load_balancer": {"name": "another", "listen": [{"port": 80}], "on": [{"network": OWN}], "instances": [OWN]},
