@@ -116,7 +116,7 @@ def test_socket_families() -> None:
     """Of all families of the kernel, four are allowed; a refusal comes before a module is searched for."""
 
     def families(name: str, kind: int) -> dict[int, int]:
-        return {family: call(name, family, kind, 0) for family in range(100)}
+        return {family: call(name, family, kind, 0, 0) for family in range(100)}  # the last is for socketpair
 
     opened = {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK}
     for name, kinds in (("socket", (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW)), ("socketpair", (1,))):
