@@ -33,6 +33,7 @@ def test_entries_are_found_by_destination_and_only_those_are_deleted() -> None:
     _up()
     with Nft() as nft, ConntrackSocket() as conntrack:
         nft.run(_RULES)
+        assert conntrack.count() == 0 and conntrack.every() == []
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             with socket.socket(family, socket.SOCK_DGRAM) as sender:
                 for port in (5000, 5001, 5002, 6000):
@@ -49,6 +50,9 @@ def test_entries_are_found_by_destination_and_only_those_are_deleted() -> None:
             left = {each.original.destination_port for each in conntrack.connections(to(address, "udp"))}
             assert left == {5002, 6000}
             assert conntrack.delete([to(address, "udp", (7000, 7000))]) == 0
+        every = conntrack.every()
+        assert len(every) == conntrack.count()
+        assert {each.original.destination for each in every} == {"127.0.0.1", "::1"}
 
 
 @isolated

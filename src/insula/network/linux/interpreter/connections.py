@@ -14,7 +14,6 @@ def open_connections(netns: int, marks: Collection[int]) -> list[OpenConnection]
     with call_in(netns, ConntrackSocket) as conntrack:
         return [
             OpenConnection(*each.original[:3], *each.original[3:], each.reply.source, each.reply.source_port, each.mark)
-            for version in (4, 6)
-            for each in conntrack.every(version)
+            for each in conntrack.every()
             if each.mark in marks
         ]
