@@ -33,14 +33,14 @@ from insula.tree.unpack import Rules, mount_number, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
 MEMORY = 1 << 30
 """Bytes of address space: a hostile archive or tree costs memory of this process alone, and no more than this."""
 
 _BUFFER = 1 << 18
-_FILESYSTEMS = frozenset("overlay tmpfs ext2 ext3 ext4 xfs btrfs f2fs zfs bcachefs".split())  # noqa: SIM905
+_FILESYSTEMS = frozenset("overlay tmpfs rootfs ext2 ext3 ext4 xfs btrfs f2fs zfs bcachefs".split())  # noqa: SIM905
 IDS = 65536
 _NOBODY = IDS - 1
 _MAX_LINKS = 40  # as path_resolution(7)
@@ -237,20 +237,35 @@ def _refuse_device(shown: str) -> None:
 # -- the process ---------------------------------------------------------------------------------------------------
 
 
+def _enter(pid: int, start_time: int) -> None:
+    try:
+        become_root_inside(pid, start_time)
+    except OSError as error:
+        raise Failed(f"the instance's user namespace can't be entered: {error.strerror}", "try again") from None
+
+
 def main() -> None:
     """Carry out the command line: write, read or export."""
-    import resource
-
     verb, pid, start_time, path, copy = json.loads(sys.argv[1])
     if verb == "read":  # before the change of user: tarfile imports them when an archive asks for it
         import bz2  # noqa: F401
         import gzip  # noqa: F401
         import lzma  # noqa: F401
+    carry_out(verb, pid, start_time, path, copy)
+
+
+def carry_out(
+    verb: str, pid: int, start_time: int, path: str, copy: str | None, enter: Callable[[int, int], None] = _enter
+) -> None:
+    """Do the work of this process, which is write, read or export, and report an error. `enter` takes on the rights
+    of the container; in a guest there are no others."""
+    import resource
+
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
-        _work(verb, pid, start_time, path, copy)
+        _work(verb, pid, start_time, path, copy, enter)
     except InsulaError as error:
         _fail(error)
     except BrokenPipeError:
@@ -259,12 +274,11 @@ def main() -> None:
         _fail(Invalid(f"copying that takes more than {MEMORY >> 20} MiB of memory", "copy parts of it"))
 
 
-def _work(verb: str, pid: int, start_time: int, path: str, copy: str | None) -> None:
+def _work(
+    verb: str, pid: int, start_time: int, path: str, copy: str | None, enter: Callable[[int, int], None] = _enter
+) -> None:
     with opened(pid, start_time) as tree:
-        try:
-            become_root_inside(pid, start_time)
-        except OSError as error:
-            raise Failed(f"the instance's user namespace can't be entered: {error.strerror}", "try again") from None
+        enter(pid, start_time)
         if verb == "read":
             with os.fdopen(0, "rb", _BUFFER) as source:
                 read(tree, path, source, copy)

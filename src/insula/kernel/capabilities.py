@@ -218,6 +218,7 @@ class Lowered:
 
 _HEADER = struct.pack("Ii", 0x20080522, 0)
 _DATA = struct.Struct("6I")
+libc.buffer(_DATA.size)  # its type is made now, and not by each child
 
 
 def _capget() -> tuple[int, int, int]:

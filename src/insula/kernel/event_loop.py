@@ -10,10 +10,13 @@ import heapq
 import itertools
 import select
 import time
-from collections.abc import Callable
-from typing import NoReturn
 
 from insula.log import write as report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
 
 RETRY = 1.0
 """Seconds until a handler or timer that failed is called again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from ctypes import CDLL, addressof, c_char, c_int, c_long, create_string_buffer, get_errno, pythonapi, string_at
+from ctypes import CDLL, addressof, c_char, c_int, c_long, get_errno, pythonapi, string_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ Long = c_long
 """A C long, the type of system calls' arguments. ctypes passes a plain Python integer as an int."""
 
 _program = CDLL(None, use_errno=True)
+_arrays: dict[int, type[Buffer]] = {}
+"""Types of buffers, by their sizes, of which there are few."""
 
 
 def function(name: str, library: str | None = None, *, long: bool = False) -> Callable[..., int]:
@@ -43,7 +45,13 @@ def python(name: str) -> Callable[[], None]:
 
 def buffer(content: int | bytes) -> Buffer:
     """Allocate writable memory: a number of zero bytes, or a copy of `content`. `.raw` is its content."""
-    return create_string_buffer(content) if isinstance(content, int) else create_string_buffer(content, len(content))
+    size = content if isinstance(content, int) else len(content)
+    if size not in _arrays:
+        _arrays[size] = c_char * size  # a class, which ctypes would make again and again
+    made: Buffer = _arrays[size]()
+    if not isinstance(content, int):
+        made.raw = content
+    return made
 
 
 def read_memory(address: int, size: int) -> bytes:

@@ -272,12 +272,16 @@ def join_session_keyring(name: str | None = None) -> None:
             raise
 
 
+_PATH_MAX = 4096
+libc.buffer(_PATH_MAX)  # its type is made now, and not by each child
+
+
 def getcwd() -> str:
     """getcwd(2): FileNotFoundError if the directory is outside of the root, or removed.
 
     os.getcwd() would not fail: the C library then walks up ``..`` until a directory looks like the root.
     """
-    answer = libc.buffer(4096)
+    answer = libc.buffer(_PATH_MAX)
     length = _call("getcwd", answer, len(answer))
     if not answer.raw.startswith(b"/"):  # "(unreachable)/…"
         raise FileNotFoundError(2, "getcwd: it is outside of the root")

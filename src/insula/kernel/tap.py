@@ -21,10 +21,11 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x2, 0x1000, 0x4000
 def make() -> int:
     """Make a tap, down, in a network namespace of its own, and return its descriptor. Frames have the header of
     virtio-net, which leaves checksums and segmentation to the receiver. OSError."""
-    return call_in_new(_make)
+    return call_in_new(make_here)
 
 
-def _make() -> int:
+def make_here() -> int:
+    """Make such a tap in the network namespace of this thread. OSError."""
     fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _REQUEST.pack(b"tap0", _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))

@@ -14,7 +14,7 @@ It goes through stages, between which it exchanges messages with its parent over
                                             `setup_namespaces`: control group, IDs, keyring, session, loopback,
                                                       /proc, /sys, /dev (nearly the same for many containers)
                          ←  "parked"
-                            "launch"   →      (only a warm container, `insula.container.service.warm_pool`)
+                            "launch"   →      (only a warm container, `insula.container.create.warm`)
                                             `setup_rootfs`: names, root, mounts
     opens sources        ←  "open"            (`insula-oci`, see `insula.container.create.sources`)
                             "opened"       →

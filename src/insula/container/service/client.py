@@ -352,6 +352,11 @@ class Runtime:
         except (ProcessLookupError, FileNotFoundError):
             raise NotFound("the container does not run") from None
 
+    def cgroup(self, container: str) -> Cgroup | None:
+        """The control group of a container; None if it is gone."""
+        launch = RunDirectory(self.run, container).launch()
+        return Cgroup(launch.cgroup) if launch else None
+
     def processes(self, container: str) -> list[process.Process]:
         """Everything that runs in the container, by host PID."""
         launch = RunDirectory(self.run, container).launch()

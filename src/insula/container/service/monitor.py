@@ -104,8 +104,10 @@ class Monitor:
         key = (message["id"], message["exec"])
         if message["op"] == "ended":
             self._end(key)
-            if key[1] is None and (session := self.sessions.get(key)):
-                session.reset_quota()
+            if session := self.sessions.get(key):
+                session.end_input()
+                if key[1] is None:
+                    session.reset_quota()
                 self._update(key, session)
             self._discard_later(key)
             return

@@ -20,6 +20,7 @@ class ProcessStreams:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
+        self._sending = asyncio.Lock()  # the event loop has one writer for each socket: a second one replaces it
         self.complete = False  # once all was read; it stays False when the monitor died
 
     async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
@@ -50,8 +51,9 @@ class ProcessStreams:
         """Send STDIN, STDIN_EOF or RESIZE."""
         view = memoryview(payload)
         for start in range(0, max(1, len(view)), 32 << 10):
-            with contextlib.suppress(ConnectionError):
-                await self._loop.sock_sendall(self._sock, bytes((kind,)) + view[start : start + (32 << 10)])
+            async with self._sending:
+                with contextlib.suppress(ConnectionError):
+                    await self._loop.sock_sendall(self._sock, bytes((kind,)) + view[start : start + (32 << 10)])
 
     async def finish(self) -> None:
         """Have the rest of the output sent after the end of the process; then the iteration ends."""

@@ -233,6 +233,12 @@ class Session:
             del self.stdin_buffer[:written]
         return not self.ended or self.terminal is not None
 
+    def end_input(self) -> None:
+        """Drop input that waits, and what comes: the process has ended. One that it has left behind gets no more; what
+        that does not read would keep the client from asking for the rest of the output."""
+        self.stdin_buffer.clear()
+        self.stdin_closed = self.ended = True
+
     def close(self, fd: int) -> str:
         """Close one stream and return its name."""
         self.outputs.pop(fd, None)

@@ -12,7 +12,7 @@ from typing import Final
 
 NESTED: Final = 0x8000
 _TYPE_MASK: Final = 0x3FFF
-_HEAD: Final = struct.Struct("=HH")
+HEAD: Final = struct.Struct("=HH")
 
 
 def attributes(*values: tuple[int, bytes | str | int | None]) -> bytes:
@@ -20,7 +20,7 @@ def attributes(*values: tuple[int, bytes | str | int | None]) -> bytes:
     parts = []
     for type_, value in values:
         if isinstance(value, bytes):
-            parts.append(_HEAD.pack(len(value) + 4, type_) + value + bytes(-len(value) % 4))
+            parts.append(HEAD.pack(len(value) + 4, type_) + value + bytes(-len(value) % 4))
     return b"".join(parts)
 
 
@@ -31,7 +31,7 @@ def pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield type and value of each attribute, up to the first malformed one."""
     offset = 0
     while offset + 4 <= len(data):
-        length, type_ = _HEAD.unpack_from(data, offset)
+        length, type_ = HEAD.unpack_from(data, offset)
         if length < 4:
             break
         yield type_ & _TYPE_MASK, data[offset + 4 : offset + length]
@@ -41,7 +41,7 @@ def pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
 def parse(data: bytes) -> dict[int, bytes]:
     """Return the attributes by type; of several with one type, the last."""
     found, offset, last = {}, 0, len(data) - 4
-    unpack = _HEAD.unpack_from  # this loop is most of the time that reading takes
+    unpack = HEAD.unpack_from  # this loop is most of the time that reading takes
     while offset <= last:
         length, type_ = unpack(data, offset)
         if length < 4:

@@ -12,9 +12,10 @@ differ, so these are compared here only.
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
@@ -25,12 +26,16 @@ from insula.kernel.netlink.socket import NetlinkSocket, Request
 _NETLINK_NETFILTER: Final = 12
 _GET, _DELETE, _GET_STATS = 0x101, 0x102, 0x105  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET, _DELETE and _GET_STATS
 _GLOBAL_ENTRIES = 1  # CTA_STATS_GLOBAL_ENTRIES
-_ORIGINAL, _REPLY, _MARK, _ID, _FILTER = 1, 2, 8, 12, 25
+_ORIGINAL, _REPLY, _MARK, _ID, _ZONE, _FILTER = 1, 2, 8, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
 _ADDRESSES: Final = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC and _DST, CTA_IP_V6_SRC and _DST
 _PROTOCOL, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _FILTER_ORIGINAL, _FILTER_REPLY = 1, 2
 _BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5
+_MOST_ASKED: Final = 512
+"""Entries that are asked for one by one: more take as long as a dump."""
+_TOGETHER: Final = 64  # of them in one system call: the answers have to fit into the socket's buffer
+_ANY: Final = struct.pack("!BBH", socket.AF_UNSPEC, 0, 0)
 PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "icmp6": 58}
 
 
@@ -98,19 +103,13 @@ class ConntrackSocket(NetlinkSocket):
         found = (_parse(body) for body in self.dump(_GET, _request(match)))
         return [each for each in found if each is not None and match.matches(each)]
 
-    def every(self) -> list[Connection]:
-        """Return all entries, of both IP versions. NetlinkError.
-
-        The kernel looks through the table of all namespaces for a dump, which takes 12 ms; their number is at hand.
-        """
-        if self.count() == 0:
-            return []
-        return [each for body in self.dump(_GET, struct.pack("!BBH", socket.AF_UNSPEC, 0, 0)) if (each := _parse(body))]
+    def every(self) -> Sequence[Connection]:
+        """Return all entries, of both IP versions. NetlinkError."""
+        return ConnectionTable(self).read()
 
     def count(self) -> int:
         """Return the number of the namespace's entries. NetlinkError."""
-        stats = self.get(_GET_STATS, struct.pack("!BBH", socket.AF_UNSPEC, 0, 0))
-        return int.from_bytes(attributes.parse(stats[4:])[_GLOBAL_ENTRIES], "big")
+        return count(self)
 
     def pairs(self, version: int) -> set[tuple[str, str]]:
         """Return source and destination of all entries of an IP version, as first packets had them. NetlinkError."""
@@ -131,6 +130,49 @@ class ConntrackSocket(NetlinkSocket):
         for start in range(0, len(requests), 256):
             self.execute(*requests[start : start + 256])
         return len(gone)
+
+
+def count(netfilter: NetlinkSocket) -> int:
+    """Return the number of the entries of the namespace that a socket of NETLINK_NETFILTER is in. NetlinkError."""
+    stats = netfilter.get(_GET_STATS, _ANY)
+    return int.from_bytes(attributes.parse(stats[4:])[_GLOBAL_ENTRIES], "big")
+
+
+class ConnectionTable:
+    """All entries of one namespace, of both IP versions, read again and again by a socket of NETLINK_NETFILTER in it.
+
+    The kernel looks through the table of all namespaces for a dump, which takes 5 to 12 ms. It is not needed if the
+    namespace has as many entries as the last time, and the kernel finds each of these, which takes 10 µs: then there
+    are no others.
+    """
+
+    def __init__(self, netfilter: NetlinkSocket) -> None:
+        self._netfilter = netfilter
+        self._known: dict[bytes, Connection] = {}  # by what does not change with time
+
+    def read(self) -> Sequence[Connection]:
+        """Return the entries. NetlinkError."""
+        number = count(self._netfilter)
+        if number == 0:
+            self._known = {}
+        elif number != len(self._known) or number > _MOST_ASKED or not self._same():
+            known, self._known = self._known, {}
+            for body in self._netfilter.dump(_GET, _ANY):
+                key, parts = _lasting(body)
+                if (each := known.get(key) or _parsed(parts)) is not None:
+                    self._known[key] = each
+        return list(self._known.values())
+
+    def _same(self) -> bool:
+        """Whether the kernel still has each entry as it was."""
+        known = list(self._known.items())
+        for first in range(0, len(known), _TOGETHER):
+            some = known[first : first + _TOGETHER]
+            asked = [_header(_version(each.original.source)) + each.handle for _, each in some]
+            for (key, _), answer in zip(some, self._netfilter.ask(_GET, asked), strict=True):
+                if answer is None or _lasting(answer)[0] != key:
+                    return False
+        return True
 
 
 def _request(match: Match) -> bytes:
@@ -164,7 +206,16 @@ def _request(match: Match) -> bytes:
 
 def _parse(body: bytes) -> Connection | None:
     """Return the entry; None for one of another kind than IPv4 and IPv6."""
+    return _parsed(attributes.parse(body[4:]))
+
+
+def _lasting(body: bytes) -> tuple[bytes, dict[int, bytes]]:
+    """Return what an entry keeps as long as rules don't change it, as bytes, and all of its attributes."""
     found = attributes.parse(body[4:])
+    return b"|".join([found.get(each, b"") for each in (_ORIGINAL, _REPLY, _MARK, _ID, _ZONE)]), found
+
+
+def _parsed(found: Mapping[int, bytes]) -> Connection | None:
     original, reply = (_tuple(found.get(kind, b"")) for kind in (_ORIGINAL, _REPLY))
     if original is None or reply is None:
         return None
@@ -181,8 +232,13 @@ def _tuple(data: bytes) -> Tuple | None:
         if source in addresses and destination in addresses:
             ports = (int.from_bytes(protocol.get(each, b""), "big") for each in (_SOURCE_PORT, _DESTINATION_PORT))
             number = protocol.get(_PROTOCOL, b"\0")[0]
-            return Tuple(str(ip_address(addresses[source])), str(ip_address(addresses[destination])), number, *ports)
+            return Tuple(_address(addresses[source]), _address(addresses[destination]), number, *ports)
     return None
+
+
+@functools.lru_cache(maxsize=8192)
+def _address(packed: bytes) -> str:
+    return str(ip_address(packed))
 
 
 def _header(version: int) -> bytes:

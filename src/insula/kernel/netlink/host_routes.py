@@ -1,4 +1,5 @@
-"""Routes to single addresses through one device, and addresses that a device answers for (proxy ARP and NDP; arp(7)).
+"""Routes to single addresses through one device, unreachable ranges, and addresses that a device answers for (proxy ARP
+and NDP; arp(7)).
 
 A device answers requests for a proxied address if the route to the address leads through another device.
 """
@@ -6,7 +7,7 @@ A device answers requests for a proxied address if the route to the address lead
 from __future__ import annotations
 
 import socket
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 from insula.kernel.netlink import attributes as rtattr
@@ -15,12 +16,15 @@ from insula.kernel.netlink.rtnetlink import Rtnl
 from insula.kernel.netlink.socket import CREATE, REPLACE, Request
 
 _MAIN, _LOCAL = 254, 255  # tables
-_STATIC, _UNICAST, _TO_LOCAL = 4, 1, 2  # RTPROT_STATIC, RTN_UNICAST, RTN_LOCAL
+_STATIC = 4  # RTPROT_STATIC
+_UNICAST, _TO_LOCAL, _UNREACHABLE = 1, 2, 7  # RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE
 _UNIVERSE, _LINK, _HOST, _NOWHERE = 0, 253, 254, 255  # scopes
 _RTA_PRIORITY = 6
 _NTF_PROXY = 8
 _GONE: Final = frozenset({2, 3, 6, 19, 22, 99})  # ENOENT, ESRCH, ENXIO, ENODEV, EINVAL (no IPv6), EADDRNOTAVAIL
 _AFTER_LOOPBACK: Final = 2048
+_LAST: Final = 0x7FFFFFFE
+"""The metric of an unreachable range: one that a device has as well is reached by the device."""
 
 
 def add(address: str, index: int, gateway: str | None = None) -> Request:
@@ -66,6 +70,28 @@ def read(rtnl: Rtnl, index: int) -> dict[str, str | None]:
     return found
 
 
+def add_unreachable(network: str) -> Request:
+    """Add a route that answers packets to a range with ICMP "host unreachable" (ip-route(8)); CIDR notation."""
+    return Request(f"make {network} unreachable", rt.RTM_NEWROUTE, CREATE | REPLACE, _unreachable(network, _STATIC))
+
+
+def delete_unreachable(network: str) -> Request:
+    """Undo `add_unreachable`; no error if it is gone."""
+    return Request(f"delete the unreachable {network}", rt.RTM_DELROUTE, 0, _unreachable(network, 0), _GONE)
+
+
+def unreachable(rtnl: Rtnl) -> set[str]:
+    """Return the ranges that `add_unreachable` has added, in CIDR notation."""
+    found = set()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for answer in rtnl.dump(rt.RTM_GETROUTE, rt.ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            attributes = rtattr.parse(answer[rt.ROUTE.size :])
+            metric = rtattr.integer(attributes.get(_RTA_PRIORITY, bytes(4)))
+            if (answer[4], answer[7], metric) == (_MAIN, _UNREACHABLE, _LAST) and rt.RTA_DST in attributes:
+                found.add(f"{ip_address(attributes[rt.RTA_DST])}/{answer[1]}")
+    return found
+
+
 def add_proxy(address: str, index: int) -> Request:
     """Have the link answer for an address that it doesn't have."""
     return Request(f"answer for {address}", rt.RTM_NEWNEIGH, CREATE | REPLACE, _proxy(address, index))
@@ -97,6 +123,15 @@ def _route(
         (rt.RTA_OIF, rtattr.u32(index)),
         (rt.RTA_GATEWAY, gateway and _packed(gateway)[1]),
         (_RTA_PRIORITY, metric and rtattr.u32(metric)),
+    )
+
+
+def _unreachable(network: str, protocol: int) -> bytes:
+    whole = ip_network(network)
+    family = socket.AF_INET if whole.version == 4 else socket.AF_INET6
+    scope = _UNIVERSE if protocol else _NOWHERE
+    return rt.ROUTE.pack(family, whole.prefixlen, 0, 0, _MAIN, protocol, scope, _UNREACHABLE, 0) + rtattr.attributes(
+        (rt.RTA_DST, whole.network_address.packed), (_RTA_PRIORITY, rtattr.u32(_LAST))
     )
 
 

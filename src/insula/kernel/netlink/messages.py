@@ -23,7 +23,7 @@ NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL, NETCONFA_IFINDEX_DEFAULT = 1, -1, -2
 IFF_UP, IFF_LOWER_UP = 1, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_LINK_NETNSID = 20, 26, 27, 28, 37
-IFLA_PROTINFO, IFLA_NEW_IFINDEX = 12, 49
+IFLA_PROTINFO, IFLA_NEW_IFINDEX, IFLA_EXT_MASK, SKIP_STATISTICS = 12, 49, 29, 8
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_EUI64, ADDR_GEN_MODE_NONE = 8, 0, 1
 BR_STP_STATE, BR_MCAST_SNOOPING, BRPORT_LEARNING, BRPORT_UNICAST_FLOOD = 5, 23, 8, 9
@@ -36,7 +36,7 @@ VETH_INFO_PEER, IFA_F_NODAD = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
 RT_TABLE_MAIN, RTN_UNICAST, RTNH_F_ONLINK = 254, 1, 4
 FRA_IIFNAME, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL, FR_ACT_TO_TBL = 3, 6, 14, 15, 21, 1
-NDA_DST, NDA_LLADDR, NDA_VNI = 1, 2, 7
+NDA_DST, NDA_LLADDR, NDA_CACHEINFO, NDA_PROBES, NDA_VNI = 1, 2, 3, 4, 7
 NETNSA_NSID, NETNSA_FD = 1, 3
 NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_RETRANS_TIME = 1, 6, 1, 5
 NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 2, 4
@@ -231,6 +231,17 @@ def parse_neighbour(family: int, body: bytes) -> Neighbour:
         host=str(ip_address(to)) if to and family == socket.AF_BRIDGE else None,
         vni=rtattr.integer(attributes[NDA_VNI]) if NDA_VNI in attributes else None,
     )
+
+
+def without_times(body: bytes) -> bytes:
+    """Return the beginning of an RTM_NEWNEIGH message: what is in front of the times and counts of use."""
+    offset, last = NEIGH.size, len(body) - 4
+    while offset <= last:
+        length, kind = rtattr.HEAD.unpack_from(body, offset)
+        if kind in (NDA_CACHEINFO, NDA_PROBES) or length < 4:
+            return body[:offset]
+        offset += length + 3 & ~3
+    return body
 
 
 def parse_route(body: bytes) -> Route | None:

@@ -13,6 +13,7 @@ from insula.kernel.netlink import messages as rt
 from insula.kernel.netlink.messages import Address, Link, Neighbour, Route, Rule
 from insula.kernel.netlink.socket import NetlinkError, NetlinkSocket
 
+_EVERY_LINK = rt.LINK.pack(0, 0, 0, 0, 0) + rtattr.attributes((rt.IFLA_EXT_MASK, rtattr.u32(rt.SKIP_STATISTICS)))
 _SIOCGIFINDEX, _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8933, 0x8946, 0x0A
 
 
@@ -35,7 +36,11 @@ class Rtnl(NetlinkSocket):
 
     def links(self) -> list[Link]:
         """Return all links of the namespace."""
-        return [rt.parse_link(body) for body in self.dump(rt.RTM_GETLINK, rt.LINK.pack(0, 0, 0, 0, 0))]
+        return [rt.parse_link(body) for body in self.link_messages()]
+
+    def link_messages(self) -> list[bytes]:
+        """Return an RTM_NEWLINK message for each link, without its counters of packets."""
+        return self.dump(rt.RTM_GETLINK, _EVERY_LINK)
 
     def link(self, name: str) -> Link | None:
         """Return the link of that name; None if there is none."""

@@ -7,6 +7,7 @@ that nothing is lost in translation. Attributes are not interpreted here.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -180,17 +181,25 @@ def _rule(parts: Mapping[int, bytes]) -> RawRule:
 
 
 def _set(parts: Mapping[int, bytes], elements: Sequence[RawElement]) -> RawSet:
-    described = attributes.parse(parts.get(9, b""))
-    carried = expressions(parts.get(18, b"")) or expressions(attributes.attributes((1, parts.get(17))))
-    fields = (attributes.parse(each).get(1, b"") for _, each in attributes.pairs(described.get(2, b"")))
-    return RawSet(
-        name=attributes.string(parts[2]),
-        flags=_number(parts, 3),
-        key_length=_number(parts, 5),
-        data_length=_number(parts, 7),
-        fields=tuple(int.from_bytes(each, "big") for each in fields),
-        expressions=frozenset(each.name for each in carried if each.name != "?"),
-        elements=elements,
+    return RawSet(*_shape(*(parts.get(each, b"") for each in (2, 3, 5, 7, 9, 17, 18))), elements)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape(
+    name: bytes, flags: bytes, key: bytes, data: bytes, described: bytes, expression: bytes, several: bytes
+) -> tuple[str, int, int, int, tuple[int, ...], frozenset[str]]:
+    """Return what a `RawSet` has before its elements. The sets of all tenants are the same."""
+    carried = expressions(several) or expressions(attributes.attributes((1, expression)))
+    fields = (
+        attributes.parse(each).get(1, b"") for _, each in attributes.pairs(attributes.parse(described).get(2, b""))
+    )
+    return (
+        attributes.string(name),
+        int.from_bytes(flags, "big"),
+        int.from_bytes(key, "big"),
+        int.from_bytes(data, "big"),
+        tuple(int.from_bytes(each, "big") for each in fields),
+        frozenset(each.name for each in carried if each.name != "?"),
     )
 
 

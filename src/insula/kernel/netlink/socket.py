@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -109,21 +109,46 @@ class NetlinkSocket:
             raise error_in("get", answer) or NetlinkError(5, "get: no answer")
         return answer.body
 
+    def ask(self, type_: int, bodies: Sequence[bytes]) -> list[bytes | None]:
+        """Send a request for each body, in one system call, and return the bodies of their only replies in order: None
+        for an error. The replies must fit into the receive buffer: some 100 of a kilobyte do."""
+        if not bodies:
+            return []
+        with self._lock:
+            first, found = self._sequence + 1, dict[int, bytes | None]()
+            self.socket.sendto(b"".join(self._pack(type_, 0, body) for body in bodies), (0, 0))
+            for answer in self._answers(first):
+                found[answer.sequence - first] = None if answer.type == _ERROR else answer.body
+                if len(found) == len(bodies):
+                    break
+        return [found[number] for number in range(len(bodies))]
+
     def dump(self, type_: int, body: bytes) -> list[bytes]:
         """Return the bodies of a dump's replies; the dump is repeated if the table changed (NLM_F_DUMP_INTR)."""
         with self._lock:
             while True:
                 self.socket.sendto(self._pack(type_, _DUMP, body), (0, 0))
-                found, interrupted = [], False
-                for answer in self._answers(self._sequence):
-                    interrupted |= bool(answer.flags & _DUMP_INTR)
-                    if answer.type in (_ERROR, _DONE):
-                        break
-                    found.append(answer.body)
-                if error := error_in("dump", answer):
-                    raise error
+                found, interrupted = self._replies()
                 if not interrupted:
                     return found
+
+    def _replies(self) -> tuple[list[bytes], bool]:
+        """Return the bodies of a dump's replies, and whether the table has changed meanwhile. NetlinkError."""
+        found, interrupted = list[bytes](), 0
+        unpack, head = _HEADER.unpack_from, _HEADER.size  # this loop is most of the time that reading takes
+        while True:
+            data, offset = self.socket.recv(_LARGEST), 0
+            while offset < len(data):
+                length, type_, flags, sequence, _ = unpack(data, offset)
+                if sequence == self._sequence:
+                    body = data[offset + head : offset + length]
+                    interrupted |= flags & _DUMP_INTR
+                    if type_ in (_ERROR, _DONE):
+                        if error := error_in("dump", _Reply(type_, flags, sequence, body)):
+                            raise error
+                        return found, bool(interrupted)
+                    found.append(body)
+                offset += length + 3 & ~3
 
     def _pack(self, type_: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1
