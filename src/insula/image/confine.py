@@ -2,13 +2,15 @@
 
 The extracting worker has namespaces of its own (no network, and no other processes visible), resource limits, the
 target as its root directory, five capabilities, and a seccomp filter that allows system calls for files and memory
-only. The tool that it needs, zstd(1), runs as a user who owns no files. See namespaces(7), capabilities(7), seccomp(2),
+only. The tool that it needs, zstd(1), runs as a user who owns no files, and so does the process that converts disk
+images, in an empty root (`enter_empty`). See namespaces(7), capabilities(7), seccomp(2),
 getrlimit(2).
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -110,6 +112,28 @@ def enter(target: int, filter: bytes) -> None:  # noqa: A002
     capabilities.after_setuid(rights)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     seccomp_load.load(filter)
+
+
+def enter_empty(empty: int, filter: bytes) -> None:  # noqa: A002
+    """Make the empty directory `empty` the root, and become a user without a right beyond what is open. For root."""
+    os.fchdir(empty)
+    os.chroot(".")
+    os.setgroups([])
+    os.setresgid(USER, USER, USER)
+    os.setresuid(USER, USER, USER)  # this drops all capabilities (capabilities(7))
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    seccomp_load.load(filter)
+
+
+def end_with_parent() -> None:
+    """Have this process killed with the thread that started it, which reads its standard output."""
+    import select
+
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+    answers = select.poll()
+    answers.register(1, 0)
+    if answers.poll(0):  # no reader: the parent died before PR_SET_PDEATHSIG was set
+        sys.exit(1)
 
 
 def missing(error: FileNotFoundError) -> InsulaError:

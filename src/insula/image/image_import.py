@@ -20,12 +20,16 @@ import msgspec
 
 from insula.image import archive, manifest, worker
 from insula.image.blobs import copy, digest_of, hex_of, write
+from insula.image.disk import worker as disk_worker
+from insula.image.disk.convert import DiskFormat
 from insula.image.job import Job
 from insula.image.limits import EXTRACTIONS, MAX_DOCUMENT, MAX_LAYERS, PATIENCE, Budget
 from insula.image.manifest import Descriptor, Manifest
+from insula.image.platform import architecture
 from insula.image.staging import remove
+from insula.model.disk_images import DevicesKind, DiskRoot, Firmware, Media
 from insula.model.errors import Failed, Invalid
-from insula.model.objects import Image
+from insula.model.objects import Image, ImageConfig
 
 Fetch = Callable[[str], BinaryIO]  # opens the blob of a digest at the source of the image
 _extractions = threading.BoundedSemaphore(EXTRACTIONS)
@@ -41,7 +45,7 @@ class Diff(msgspec.Struct, frozen=True):
 
 
 class ImageImport:
-    """A running import. Its results so far are in `blobs`, `layers` (by DiffID) and `diffs` (by blob).
+    """A running import. Its results so far are in `blobs`, `layers` (by DiffID), `diffs` (by blob) and `disks`.
 
     `known` returns the properties of a layer blob that the store has verified before, and protects that layer from
     garbage collection. `discreet`: its time must not tell what the store has.
@@ -61,11 +65,12 @@ class ImageImport:
         self.blobs: dict[str, Path] = {}
         self.layers: dict[str, Path] = {}
         self.diffs: dict[str, Diff] = {}
+        self.disks: dict[str, Path] = {}
         self._packed: dict[tuple[int, int], Descriptor] = {}  # by device and inode
 
-    def receive(self, size: int) -> None:
+    def receive(self, size: int, *, sparse: bool = False) -> None:
         """Record that `size` bytes were received: the limits of extracted bytes and of time depend on it."""
-        self._budget.receive(size)
+        self._budget.receive(size, sparse=sparse)
         self._job.limit(PATIENCE * self._budget.seconds)
 
     # -- whole images ----------------------------------------------------------------------
@@ -111,6 +116,8 @@ class ImageImport:
         document = manifest.read_document(data)
         if not isinstance(document, Manifest):
             raise Invalid("the image is an index where a manifest was expected", "this is not an image")
+        if document.is_disk:
+            raise Invalid("the image is a disk of a virtual machine", "import the disk: `insula image import --vm`")
         parts = (document.config, *document.layers)
         if (size := sum({part.digest: part.size for part in parts}.values())) > self._budget.max_size:
             raise Invalid(f"the image is {size} bytes large", self._budget.hint)
@@ -153,6 +160,49 @@ class ImageImport:
             layers=layers,
         )
         return self.admit(manifest.write_document(document), _no_more_blobs, name, tenant)
+
+    def take_disk(
+        self, file: BinaryIO, kind: DiskFormat, firmware: Firmware | None, devices: DevicesKind, name: str, tenant: str
+    ) -> Image:
+        """Import a disk image of a virtual machine, which is received now. Its manifest has one layer, the disk, and
+        equal disks have equal manifests. Without `firmware` it is guessed from the disk. Invalid."""
+        self.receive(os.fstat(file.fileno()).st_size, sparse=True)
+        path, empty = self.directory / "disk", self.directory / "empty"
+        empty.mkdir()
+        fd = os.open(empty, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with open(path, "x+b") as target, self._extracting():
+                os.fchmod(target.fileno(), 0o400)
+                made = disk_worker.run(file, target, fd, kind, self._budget.limits(), self._job)
+        finally:
+            os.close(fd)
+        self._budget.spend(tar=made.stored, files=made.stored, entries=1, cpu=made.cpu)
+        self.disks[made.digest] = path
+        firmware = firmware or made.firmware
+        media: Media = "cdrom" if kind == "iso" else "disk"
+        config = self._add_document(manifest.write_configuration(ImageConfig(), [made.digest], 0.0, "a disk image"))
+        document = Manifest(
+            schema_version=2,
+            media_type=manifest.OCI_MANIFEST,
+            config=Descriptor(media_type=manifest.OCI_CONFIG, digest=config, size=self.blobs[config].stat().st_size),
+            layers=[Descriptor(media_type=manifest.DISK_LAYER, digest=made.digest, size=made.stored)],
+            annotations={"insula.firmware": firmware, "insula.devices": devices, "insula.media": media},
+        )
+        data = manifest.write_document(document)
+        content = {config: document.config.size, digest_of(data): len(data), made.digest: made.stored}
+        return Image(
+            tenant=tenant,
+            name=name,
+            digest=self._add_document(data),
+            config_digest=config,
+            layers=[],
+            size=made.size,
+            config=ImageConfig(),
+            architecture=architecture(),
+            created=time.time(),
+            content=content,
+            disk=DiskRoot(digest=made.digest, size=made.size, firmware=firmware, devices=devices, media=media),
+        )
 
     # -- parts -----------------------------------------------------------------------------
 

@@ -71,10 +71,11 @@ class Budget:
         self._received = self._blobs = self._tars = self._files = 0
         self._cpu = 0.0
 
-    def receive(self, size: int) -> None:
-        """Record `size` received bytes, which raises the limits in proportion. Invalid if they are too many."""
+    def receive(self, size: int, *, sparse: bool = False) -> None:
+        """Record `size` received bytes, which raises the limits in proportion. Invalid if they are too many, unless
+        they are `sparse`: of these only what is no zero counts, when it is stored."""
         self._received += size
-        if self._received > self.max_size:
+        if self._received > self.max_size and not sparse:
             raise Invalid(f"the image is more than {format_size(self.max_size)} large", self.hint)
 
     @property

@@ -34,6 +34,8 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+DISK_LAYER = "application/vnd.insula.disk.v1"
+"""The only layer of a disk image of a virtual machine: its digest is that of `disk.convert`."""
 
 INDEXES = {OCI_INDEX, DOCKER_LIST}
 MANIFESTS = {OCI_MANIFEST, DOCKER_MANIFEST}
@@ -67,6 +69,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
     config: Descriptor
     layers: list[Descriptor]
     annotations: dict[str, str] | None = None
+
+    @property
+    def is_disk(self) -> bool:
+        """Whether it is of a disk image of a virtual machine."""
+        return self.layers[0].media_type == DISK_LAYER
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -172,7 +179,7 @@ def _check_manifest(manifest: Manifest) -> None:
                 "the image has a foreign layer, whose content is stored elsewhere",
                 "use an image that has all its layers",
             )
-        if kind not in LAYERS:
+        if kind not in LAYERS and not (kind == DISK_LAYER and len(manifest.layers) == 1):
             raise Invalid(
                 f"layers of type {shorten(kind)} are not supported", "use tar layers, plain or with gzip or zstd"
             )

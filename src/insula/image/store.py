@@ -3,6 +3,7 @@
     root/blobs/sha256/<hex>    manifests, configurations and layers as distributed
     root/layers/<hex>/         layers by DiffID, extracted for overlayfs
     root/erofs/<hex>           all layers of the manifest <hex> in one file, for virtual machines; made when needed
+    root/disks/<hex>           disk images of virtual machines, sparse, by the digest of `disk.convert`
     root/diffs/<hex>           JSON: the verified DiffID and size of the layer blob <hex>
     root/tmp/                  staging: incomplete objects, and objects being removed
     root/lock                  held by publishing and by garbage collection
@@ -28,6 +29,7 @@ import msgspec
 
 from insula.image import archive, builtin, erofs, manifest, registry
 from insula.image.blobs import Blobs, disk_errors, hex_of, sync_directory, write
+from insula.image.disk.convert import DiskFormat
 from insula.image.egress import Egress
 from insula.image.image_import import Diff, ImageImport, extracted
 from insula.image.job import Job
@@ -37,6 +39,7 @@ from insula.image.manifest import Manifest
 from insula.image.reference import check_digest, normalise_reference, parse
 from insula.image.registry import Auth, Progress
 from insula.image.staging import disk_usage, remove_later, staging, sweep
+from insula.model.disk_images import DevicesKind, Firmware
 from insula.model.errors import Failed, Invalid, NotFound
 from insula.model.objects import Image, ImageConfig
 
@@ -60,13 +63,13 @@ class ImageStore:
         self.root, self.max_size, self.max_entries = root, max_size, max_entries
         self.blobs = Blobs(root / "blobs" / "sha256")
         self._layers, self._diffs, self._tmp = root / "layers", root / "diffs", root / "tmp"
-        self._erofs = root / "erofs"
+        self._erofs, self._disks = root / "erofs", root / "disks"
         self._mutex = threading.Lock()  # for the two below
         self._held: Counter[str] = Counter()  # digests that running work uses
         self._recent: dict[str, list[float]] = {}  # manifests that callers have not recorded yet, with times
         with disk_errors("preparing the image store"):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for directory in (self.blobs.directory, self._layers, self._erofs, self._diffs, self._tmp):
+            for directory in (self.blobs.directory, self._layers, self._erofs, self._disks, self._diffs, self._tmp):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def sweep(self) -> None:
@@ -99,6 +102,26 @@ class ImageStore:
             when = time.time() if created is None else created
             document = manifest.write_configuration(config, diff_ids, when, comment)
             image = importing.describe(document, [layer], name, tenant)
+            self._publish(importing, [image])
+            return image
+
+    def import_disk(
+        self,
+        disk: BinaryIO | Path,
+        *,
+        name: str,
+        tenant: str,
+        kind: DiskFormat,
+        firmware: Firmware | None = None,
+        devices: DevicesKind = "para",
+        job: Job | None = None,
+    ) -> Image:
+        """Import a disk image of a virtual machine. `devices` are those that its instances have by default; without
+        `firmware` it is guessed."""
+        name, own = normalise_reference(name), ()  # so that its time does not tell whether others have the disk
+        with self._start_import("importing a disk image", job or Job(), own) as importing, ExitStack() as stack:
+            file = stack.enter_context(_open_file(disk)) if isinstance(disk, Path) else disk
+            image = importing.take_disk(file, kind, firmware, devices, name, tenant)
             self._publish(importing, [image])
             return image
 
@@ -208,6 +231,7 @@ class ImageStore:
             raise Invalid(f"archives of the format {format!r} are not written", "use oci or docker")
         if not images:
             raise Invalid("there is no image to save", "name at least one")
+        _refuse_disks(images)
         with disk_errors("saving an image"), self._holding(images):
             archive.write(self.blobs, images, path, job or Job(), docker=format == "docker")
 
@@ -224,6 +248,7 @@ class ImageStore:
     ) -> None:
         """Push the image unchanged to `reference` in its registry, through a network as for `pull`. Denied,
         Unavailable."""
+        _refuse_disks([image])
         target = parse(reference)
         if target.digest:
             raise Invalid("an image can't be pushed to a digest", "push it to a tag")
@@ -273,6 +298,13 @@ class ImageStore:
             self._let_go(held)
         return path
 
+    def disk(self, digest: str) -> Path:
+        """Return the file of a disk image, sparse, which never changes. NotFound."""
+        path = self._disks / hex_of(check_digest(digest))
+        if not path.exists():
+            raise NotFound(f"disk {digest[:19]}… is not in the store", "import it again")
+        return path
+
     def content(self, digest: str) -> dict[str, int]:
         """Return what is stored for the image with the manifest `digest`, as in `Image.content`. NotFound."""
         parts, found = self._read_manifest(digest), {digest: self.blobs.path(digest).stat().st_size}
@@ -300,7 +332,7 @@ class ImageStore:
             empty = disk_usage(trash)
             with self._exclusive():
                 needed = self._needed(live)
-                for directory in (self.blobs.directory, self._diffs, self._layers, self._erofs):
+                for directory in (self.blobs.directory, self._diffs, self._layers, self._erofs, self._disks):
                     for path in [p for p in directory.iterdir() if f"sha256:{p.name}" not in needed]:
                         path.rename(trash / f"{directory.name}-{path.name}")
             return max(disk_usage(trash) - empty, 0)
@@ -395,6 +427,7 @@ class ImageStore:
         """Rename everything to its name, manifests last. On failure the renames are undone."""
         manifests = {image.digest for image in images}
         moves = [(path, self._layers / hex_of(diff_id)) for diff_id, path in importing.layers.items()]
+        moves += [(path, self._disks / hex_of(digest)) for digest, path in importing.disks.items()]
         moves += [
             (path, self.blobs.path(digest)) for digest, path in importing.blobs.items() if digest not in manifests
         ]
@@ -411,7 +444,7 @@ class ImageStore:
                 else:
                     source.rename(target)
                     undo.callback(target.rename, source)
-            for directory in (self._layers, self._diffs, self.blobs.directory):
+            for directory in (self._layers, self._disks, self._diffs, self.blobs.directory):
                 sync_directory(directory)
             with self._mutex:
                 for image in images:
@@ -435,6 +468,12 @@ class ImageStore:
         if not isinstance(document, Manifest):
             raise Failed(f"{digest[:19]}… is not the manifest of an image", "remove the image, and pull it again")
         return document
+
+
+def _refuse_disks(images: Sequence[Image]) -> None:
+    """Raise Invalid for disk images: they are not written to archives or registries."""
+    if found := next((image.name for image in images if image.disk), None):
+        raise Invalid(f"{found} is a disk image, which is not saved or pushed", "keep the file that it was made of")
 
 
 def _tree_size(path: Path) -> int:

@@ -31,6 +31,7 @@ from insula.model.errors import Failed, InsulaError, Invalid, from_dict
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Sequence
 
     from insula.image.job import Job
 
@@ -77,8 +78,6 @@ def run(
     `plain`: an ordinary archive and not a layer. `whole`: the archive's end marker is required. The archive is written
     to `repack`, compressed with gzip. Invalid, Failed.
     """
-    import subprocess
-
     fds = [archive.fileno(), target, *([repack.fileno()] if repack else [])]
     job = {
         "archive": archive.fileno(),
@@ -89,10 +88,21 @@ def run(
         "whole": whole,
         "filter": base64.b64encode(confine.system_calls()).decode() if os.geteuid() == 0 else None,
     }
-    command = [sys.executable, "-s", "-P", "-m", "insula.image.worker"]
+    child = start("insula.image.worker", fds)
+    found = answer(child, *work.communicate(child, json.dumps(job).encode()), "extracts layers")
+    result = ExtractionResult(**found)
+    set_opaque(target, result.opaque)
+    syscalls.syncfs(target)
+    return result
+
+
+def start(module: str, fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Start a module that reads data from outside, with these descriptors, in namespaces of its own. Unavailable."""
+    import subprocess
+
     try:
-        child = subprocess.Popen(
-            [*(confine.NAMESPACES if os.geteuid() == 0 else ()), *command],
+        return subprocess.Popen(
+            [*(confine.NAMESPACES if os.geteuid() == 0 else ()), sys.executable, "-s", "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -102,17 +112,15 @@ def run(
         )
     except FileNotFoundError as e:
         raise confine.missing(e) from None
-    result = _answer(child, *work.communicate(child, json.dumps(job).encode()))
-    set_opaque(target, result.opaque)
-    syscalls.syncfs(target)
-    return result
 
 
-def _answer(child: subprocess.Popen[bytes], out: bytes, err: bytes) -> ExtractionResult:
+def answer(child: subprocess.Popen[bytes], out: bytes, err: bytes, does: str) -> dict[str, Any]:
+    """The result that a child has printed; `does` is its work. Raises the child's error; Failed if it has ended
+    without an answer."""
     try:
-        answer: dict[str, Any] = json.loads(out)
-        if "error" not in answer:
-            return ExtractionResult(**answer)
+        found: dict[str, Any] = json.loads(out)
+        if "error" not in found:
+            return found
     except (ValueError, TypeError):
         if child.returncode < 0:
             why = f"was killed by signal {-child.returncode}"
@@ -120,8 +128,8 @@ def _answer(child: subprocess.Popen[bytes], out: bytes, err: bytes) -> Extractio
             why = "was killed"
         else:
             why = f"ended with status {child.returncode}: {err.decode(errors='replace').strip()[-200:]!r}"
-        raise Failed(f"the process that extracts layers {why}", "try again; see the log of insulad") from None
-    raise from_dict(answer)
+        raise Failed(f"the process that {does} {why}", "try again; see the log of insulad") from None
+    raise from_dict(found)
 
 
 # -- the child's side ------------------------------------------------------------------------------
@@ -304,27 +312,22 @@ def _out_of_time(*_: object) -> None:
 
 def main() -> None:
     """Read the job, run it, and print the result."""
-    import select
     import signal
 
     job = json.load(sys.stdin)
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
-    answers = select.poll()
-    answers.register(1, 0)
-    if answers.poll(0):  # no reader: the parent died before PR_SET_PDEATHSIG was set
-        sys.exit(1)
+    confine.end_with_parent()
     signal.signal(signal.SIGXCPU, _out_of_time)
     confine.limit(ExtractionLimits(*job["limits"]))
     os.umask(0)
     try:
-        answer: dict[str, Any] = _extract(job)._asdict()
+        result: dict[str, Any] = _extract(job)._asdict()
     except InsulaError as e:
-        answer = dict(e.to_dict())
+        result = dict(e.to_dict())
     except MemoryError:
-        answer = dict(
+        result = dict(
             Invalid(f"the archive needs more than {MEMORY} bytes of memory", "this is not allowed here").to_dict()
         )
-    json.dump(answer, sys.stdout)
+    json.dump(result, sys.stdout)
 
 
 if __name__ == "__main__":
