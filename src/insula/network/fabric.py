@@ -50,6 +50,19 @@ class TapNic(NamedTuple):
             os.close(self.fd)
 
 
+class DeviceNic(NamedTuple):
+    """A network device whose other end is a virtual machine's, such as a vif of Xen: by its name in the host's
+    namespace, from which the fabric moves it. It ends with the machine.
+
+    None is the device of a machine that runs, which was moved before.
+    """
+
+    name: str | None
+
+    def close(self) -> None:
+        """Do nothing: no descriptor is open."""
+
+
 class VfNic(NamedTuple):
     """A virtual function of SR-IOV by its PCI address, as in 0000:01:10.0."""
 
@@ -59,7 +72,7 @@ class VfNic(NamedTuple):
         """Do nothing: no descriptor is open."""
 
 
-Nic = NetnsNic | TapNic | VfNic
+Nic = NetnsNic | TapNic | DeviceNic | VfNic
 """The instance's end of a port. A fabric may refuse kinds that it doesn't support (Unavailable)."""
 
 
@@ -298,6 +311,10 @@ class Fabric(Protocol):
     def reserved(self) -> Sequence[str]:
         """Ranges in CIDR notation that no network may overlap."""
 
+    def between_peers(self, peering: int, number: int) -> Sequence[str]:
+        """Return the addresses that a service endpoint or a client with a number has between the routers of a peering's
+        two tenants, by the index of the peering: one of each version of IP."""
+
     def open(self) -> None:
         """Make the host-wide parts. `Unavailable` if this host lacks a requirement."""
 
@@ -433,7 +450,9 @@ class Fabric(Protocol):
         """The same for the host between tenants: `inside` are runs from tenants, `above` those from others. The result
         is computed again if `offered` is another than the last time, too."""
 
-    def installed_queues(self, tenants: Sequence[Tenant]) -> InstalledQueues:
+    def installed_queues(
+        self, tenants: Sequence[Tenant], guaranteed: Mapping[str, Sequence[int]] | None = None
+    ) -> InstalledQueues:
         """Return the classes of traffic control that the packets of these tenants pass on this host."""
 
     def connections(self, tenant: Tenant, marks: Collection[int]) -> Sequence[OpenConnection]:

@@ -35,7 +35,9 @@ from insula.network.interpreter.program import (
 from insula.network.interpreter.space import BITS, ECHO, Boundaries, NumberRange, Service, Space
 from insula.network.interpreter.values import Hit, Symbolic
 
-_OPEN: Final = {"iifname": 16, "oifname": 16, "iif": 4, "oif": 4, "smac": 6, "dmac": 6, "mark": 4, "priority": 4}
+_OPEN: Final = {
+    "iifname": 16, "oifname": 16, "iif": 4, "oif": 4, "smac": 6, "dmac": 6, "mark": 4, "priority": 4, "pkttype": 1,
+}  # fmt: skip
 """Fields that do not depend on the service, or only by what rules have done; with their lengths."""
 _MOST_REMEMBERED, _MOST_RULES = 256, 8192
 """Elements of a rule's sets, and rules, that results are remembered for."""

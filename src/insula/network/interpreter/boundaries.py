@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 from insula.network.interpreter.fields import ETHERTYPE, HeaderFields
 from insula.network.interpreter.program import (
@@ -65,13 +65,15 @@ def _of_rule(steps: Sequence[RuleStep], version: int, contents: Sequence[Sequenc
             if _excludes(step, version):
                 break
             protocols = _protocols(step) or protocols
-            _add(step.term, step.range, fields, into, protocols)
+            _add(_parts(step.term, version), step.range, into, protocols)
         elif isinstance(step, Lookup) and (wanted := _wanted(step, fields)):
             elements = InstalledSet(next(left))
+            parts = [(number, _parts(step.terms[number], version)) for number in wanted]
+            protocol_at = [number for number, term in enumerate(step.terms) if term in _PROTOCOL]
             for entry in elements.entries(tuple(term.length for term in step.terms)):
-                named = _protocol_in(step, entry.keys)
-                for number in wanted:
-                    _add(step.terms[number], entry.keys[number], fields, into, named or protocols)
+                named = [entry.keys[at].low for at in protocol_at if entry.keys[at].low == entry.keys[at].high]
+                for number, of_term in parts:
+                    _add(of_term, entry.keys[number], into, named or protocols)
     return into if into.count() > none else None
 
 
@@ -122,11 +124,6 @@ def _protocols(step: Comparison) -> tuple[int, ...]:
 _PROTOCOL: Final = (Attribute("l4proto", 1), Load("network", 9, 1), Load("network", 6, 1))
 
 
-def _protocol_in(step: Lookup, keys: Iterable[NumberRange]) -> tuple[int, ...]:
-    found = [key.low for term, key in zip(step.terms, keys, strict=True) if term in _PROTOCOL and key.low == key.high]
-    return tuple(found)
-
-
 def _named(term: Term, fields: HeaderFields) -> tuple[str, int, int, int] | None:
     """Return the field that a term is of: its name, its length, the beginning and the length of the part."""
     if isinstance(term, Attribute):
@@ -146,27 +143,37 @@ def _named(term: Term, fields: HeaderFields) -> tuple[str, int, int, int] | None
     return None
 
 
-def _add(term: Term, range_: NumberRange, fields: HeaderFields, into: Boundaries, protocols: Iterable[int]) -> None:
-    for part, value in _pieces(term, range_, fields):
-        if (named := _named(part, fields)) is None:
-            continue
-        name, length, start, size = named
-        if start:  # lower bytes alone: not a range
-            continue
-        after = 8 * (length - size)
-        hole = _hole(part)
-        low, high = value.low << after, (value.high | hole) << after | (1 << after) - 1
-        _cut(name, length, low, high, into, tuple(protocols))
+class _Part(NamedTuple):
+    """A part of a term that is a field, or the beginning of one: which, with its length; how many bits of the term are
+    behind it, None if it is the whole term; and how many bits of the field are behind it, and which a mask hides."""
+
+    name: str
+    length: int
+    behind: int | None
+    mask: int
+    after: int
+    hole: int
 
 
-def _pieces(term: Term, range_: NumberRange, fields: HeaderFields) -> Iterator[tuple[Term, NumberRange]]:
-    pieces = fields.pieces(term)
-    if not pieces:
-        yield term, range_
-    for load, offset in pieces:
-        after = 8 * (term.length - offset - load.length)
-        value = range_.low >> after & (1 << 8 * load.length) - 1
-        yield load, NumberRange(value, value)
+def _add(parts: Sequence[_Part], range_: NumberRange, into: Boundaries, protocols: Iterable[int]) -> None:
+    """Add the borders of a range of values that a term of these parts is compared with."""
+    for name, length, behind, mask, after, hole in parts:
+        low, high = range_ if behind is None else [range_.low >> behind & mask] * 2
+        _cut(name, length, low << after, (high | hole) << after | (1 << after) - 1, into, tuple(protocols))
+
+
+@functools.lru_cache(maxsize=4096)
+def _parts(term: Term, version: int) -> Sequence[_Part]:
+    """Return the fields that a term consists of, without those of which it has lower bytes alone: not a range."""
+    fields, found = HeaderFields(version, Space(0, [], [])), []
+    pieces: list[tuple[Term, int | None]] = [
+        (load, 8 * (term.length - offset - load.length)) for load, offset in fields.pieces(term)
+    ]
+    for part, behind in pieces or [(term, None)]:
+        if (named := _named(part, fields)) and not named[2]:
+            name, length, _, size = named
+            found.append(_Part(name, length, behind, (1 << 8 * part.length) - 1, 8 * (length - size), _hole(part)))
+    return found
 
 
 def _hole(term: Term) -> int:

@@ -18,7 +18,7 @@ class NetworkPlace(NamedTuple):
     ``peer`` (a tenant that this one has agreed with), the ``overlay`` of a network with ports on other hosts, or a
     strange ``device``.
 
-    `address` is that of packets which are translated: at a port or a tenant their destination with its port, as
+    `address` is that of packets which are translated: at a port, a peer or a tenant their destination with its port, as
     `translated` writes them, and if they leave untranslated their source.
     """
 
@@ -59,13 +59,14 @@ class Flow(NamedTuple):
 @dataclass
 class Delivery:
     """Whom senders reach: `ends` has the classes that may come to each place, `unrouted` those that no route leads
-    elsewhere for."""
+    elsewhere for. `to_groups`: the destinations are broadcasts and multicasts of the senders' network."""
 
     version: int
     senders: Sequence[PacketSource]
     space: Space
     ends: dict[NetworkPlace, int] = field(default_factory=dict)
     unrouted: int = 0
+    to_groups: bool = False
     unknown: set[str] = field(default_factory=set)
 
     def add(self, place: NetworkPlace, classes: int) -> None:

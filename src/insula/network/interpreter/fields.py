@@ -50,6 +50,9 @@ _UNTRACKED: Final = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
 State = dict[str, Symbolic]
 TRANSLATED: Final = "destination translated"
 """The field that is 1 where the destination of the connection was translated."""
+TRANSLATION: Final = "translation"
+"""The field with the address and the port, one after the other, that packets were translated to by an element that has
+both. It is unknown where they were translated in another way."""
 
 
 def initial(space: Space, version: int) -> State:

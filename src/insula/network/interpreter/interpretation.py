@@ -34,11 +34,12 @@ class Overheard(NamedTuple):
 @dataclass
 class Interpretation:
     """The installed state of one tenant, interpreted. `inside` are runs from its ports, `above` those from its uplink,
-    one for each version of IP."""
+    one for each version of IP, and `groups` those from its ports to everybody in their networks."""
 
     tenant: str
     inside: Sequence[Delivery] = ()
     above: Sequence[Delivery] = ()
+    groups: Sequence[Delivery] = ()
     forgeries: Sequence[Forgery] = ()
     overheard: Sequence[Overheard] = ()
     links: LinkLayer = field(default_factory=LinkLayer)

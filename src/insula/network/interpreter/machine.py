@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from insula.network.interpreter.fields import TRANSLATED, HeaderFields, State, host_order
+from insula.network.interpreter.fields import TRANSLATED, TRANSLATION, HeaderFields, State, host_order
 from insula.network.interpreter.program import (
     Assign,
     Comparison,
@@ -24,6 +24,7 @@ from insula.network.interpreter.program import (
     RuleStep,
     RuleVerdict,
     SetEntry,
+    Slice,
     Sometimes,
     Translate,
     Unknown,
@@ -192,7 +193,8 @@ class Machine:
             self.unknown.add(f"set {step.set}, which is missing")
             return [(SetEntry(()), Hit(0, hit.may))]
         if elements.changes:
-            self.unknown.add(f"set {step.set}, which packets change")
+            if step.number is not None or not elements.unsure:  # else it is a condition like a rate: see `Sometimes`
+                self.unknown.add(f"set {step.set}, which packets change")
             return [(SetEntry(()), Hit(0, hit.may))]
         lengths = tuple(term.length for term in step.terms)
         first = values[0]
@@ -201,15 +203,19 @@ class Machine:
             ranges = [part for part in first.parts if part[0] != part[1]]
             if not ranges:  # only elements for values that occur
                 candidates = [entry for low, _, _ in first.parts for entry in index.get(low, ())]
-        found = []
-        for entry in candidates:
+        found, singles = [], [value.single() for value in values]
+        for entry in candidates:  # this loop is a tenth of a proof
             must, may = hit
-            for value, key in zip(values, entry.keys, strict=True):
-                here = value.within(*key)
-                may &= here.may
+            for value, single, (low, high) in zip(values, singles, entry.keys, strict=True):
+                if single is not None and low == high:
+                    here = single.get(low, 0)
+                    may &= here | value.unknown
+                else:
+                    here, possible = value.within(low, high)
+                    may &= possible
                 if not may:
                     break
-                must &= here.must
+                must &= here
             else:
                 found.append((entry, Hit(0 if elements.unsure else must, may)))
         return found
@@ -235,7 +241,25 @@ class Machine:
             after = Symbolic(4, [(low | status, high | status, bits) for low, high, bits in before.parts])
             state["ct status"] = before.assigned(hit, after)
         if TRANSLATED in state and not step.source:
+            to = self._translation(step, state, run)
+            state[TRANSLATION] = state.get(TRANSLATION, Symbolic(to.length)).assigned(hit, to)
             state[TRANSLATED] = state[TRANSLATED].assigned(hit, Symbolic.constant(1, 1, self._space.all))
+
+    def _translation(self, step: Translate, state: State, run: Run) -> Symbolic:
+        """Return the address and the port of a translation together, if one look-up has found both."""
+        address, port, length = step.address, step.port, state["daddr"].length + 2
+        if not (isinstance(address, Slice) and isinstance(port, Slice) and address.of == port.of):
+            return self._fields.unknown(length)
+        whole = self._fields.value(address.of, state, run.found)
+        parts = []
+        for low, high, bits in whole.parts if not whole.unknown else ():
+            if low == high:
+                data = low.to_bytes(whole.length, "big")
+                ends = (data[each.start : each.start + each.length] for each in (address, port))
+                number = int.from_bytes(b"".join(ends), "big")
+                parts.append((number, number, bits))
+        known = Symbolic(length, parts)
+        return Symbolic(length, parts, self._space.all & ~known.present, whole.several)
 
     # -- verdicts --------------------------------------------------------------------------------------------------
 

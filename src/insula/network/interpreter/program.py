@@ -162,7 +162,8 @@ class Translate:
 
 @dataclass(frozen=True)
 class Sometimes:
-    """A condition that depends on more than the packet: a rate, a number of connections."""
+    """A condition that depends on more than the packet: a rate, a number of connections. A set that earlier packets
+    have added elements to, which expire, is one as well."""
 
     what: str
 

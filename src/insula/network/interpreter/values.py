@@ -48,6 +48,12 @@ class Symbolic:
         self._starts = [*self._at]
         return self._at
 
+    def single(self) -> dict[int, int] | None:
+        """Return the classes of each value, if all are single and no class has several; else None. Then `within` a
+        range of one value are these classes, and may be the unknown ones."""
+        at = self._index() if self._at is None else self._at
+        return None if self._ranges or self.several else at
+
     @classmethod
     def constant(cls, length: int, value: int, bits: int) -> Symbolic:
         return cls(length, [(value, value, bits)])

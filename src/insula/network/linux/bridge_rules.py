@@ -23,6 +23,14 @@ ASKS: Final = 5  # messages of a port a second to the DHCP servers, and router s
 PROTOCOLS6: Final = "tcp, udp, icmpv6, sctp, dccp, udplite, gre, esp, 4, 41, 89, 103, 112, 115"
 """The IPv6 protocols that an instance may send. Authentication headers (51) are excluded: they hide the protocol."""
 
+TCP4: Final = (
+    "ether type ip ip protocol tcp ip frag-off & 0x3fff == 0 meta pkttype other"
+    " iifname . ether saddr . ip saddr @ipv4 goto counted"
+)
+TCP6: Final = "ether type ip6 ip6 nexthdr tcp meta pkttype other iifname . ether saddr . ip6 saddr @ipv6 goto counted"
+"""Most packets: TCP to one receiver. What all other rules ask for holds, so these are spared: `ipv4` and `ipv6` have no
+MAC address that `macs` lacks."""
+
 _RULES: Final = """
 table bridge {table} {{
     set macs {{ typeof iifname . ether saddr; }}
@@ -45,6 +53,8 @@ table bridge {table} {{
 
     chain prerouting {{
         type filter hook prerouting priority -200; policy drop;
+        {tcp4}
+        {tcp6}
         iifname . ether saddr != @macs drop
         meta pkttype {{ broadcast, multicast }} update @storms {{ iifname {groups} }} drop
         ether type arp goto from_arp
@@ -149,6 +159,8 @@ def text(table: str) -> str:
     """Return the rules."""
     return _RULES.format(
         table=table,
+        tcp4=TCP4,
+        tcp6=TCP6,
         groups=f"limit rate over {GROUP_FRAMES}/second burst {GROUP_BURST} packets",
         asks=ASKS,
         fragments=FRAGMENTS,

@@ -1,4 +1,4 @@
-"""The devices of ports: a veth(4) pair into an instance's namespace, or a tap, on the bridge of a network.
+"""The devices of ports: a veth(4) pair into an instance's namespace, or a machine's, on the bridge of a network.
 
 A device that is there is repaired if it leads to the same instance, else replaced.
 """
@@ -13,7 +13,8 @@ from insula.kernel.netlink import NetlinkError, Request, Rtnl
 from insula.kernel.netns import call_in
 from insula.model.errors import Conflict
 from insula.model.objects import Network, Port
-from insula.network.linux import interfaces, naming, neighbours, state, sysctl, taps
+from insula.network.fabric import DeviceNic, TapNic
+from insula.network.linux import interfaces, machine_ports, naming, neighbours, state, sysctl
 from insula.network.linux.deletion import is_gone
 from insula.network.linux.interfaces import addresses_of
 from insula.network.linux.naming import Naming
@@ -58,21 +59,21 @@ class PortConnections:
             self._reconnect(network, port, netns, inside)
             self._replace_elements(port)
 
-    def tap(self, network: Network, port: Port, tap: int | None, netns: int) -> None:
-        """Move a tap into the tenant's namespace `netns`, in place of what is left of an earlier one. None is that of a
-        machine which runs: it must be there."""
-        if tap is None:
-            taps.check(self._rtnl, port)
+    def machine(self, network: Network, port: Port, nic: TapNic | DeviceNic, netns: int) -> None:
+        """Move the device of a virtual machine into the tenant's namespace `netns`, in place of what is left of an
+        earlier one. That of a machine which runs must be there."""
+        if nic in (TapNic(None), DeviceNic(None)):
+            machine_ports.check(self._rtnl, port, nic)
         else:
             try:
-                taps.move(netns, port, tap)
+                machine_ports.move(netns, port, nic)
             except NetlinkError as error:
-                if error.errno not in taps.TAKEN:
+                if error.errno not in machine_ports.TAKEN:
                     raise
                 self._rtnl.execute(netlink.delete_link(name=naming.port(port.index)))
                 self._replace_elements(port)
-                taps.move(netns, port, tap)
-        self._on_bridge(network, taps.settings(network, port))
+                machine_ports.move(netns, port, nic)
+        self._on_bridge(network, machine_ports.settings(network, port))
 
     def _connect(self, network: Network, port: Port, netns: int) -> None:
         """Make the veth pair in one batch. EEXIST if a device has one of the names; Conflict as of `_on_bridge`."""

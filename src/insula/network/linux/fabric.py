@@ -18,7 +18,18 @@ from insula.kernel.nftables import Nft
 from insula.model.errors import InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.model.routers import Router, RouterStatus
-from insula.network.fabric import CountedFlow, Installed, NameLease, NetnsNic, Nic, Places, ProbePoints, TapNic, Traffic
+from insula.network.fabric import (
+    CountedFlow,
+    DeviceNic,
+    Installed,
+    NameLease,
+    NetnsNic,
+    Nic,
+    Places,
+    ProbePoints,
+    TapNic,
+    Traffic,
+)
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.linux import (
     bridge_filter,
@@ -32,7 +43,6 @@ from insula.network.linux import (
     overlay,
     points,
     readback,
-    resolver,
     rules,
     status,
     sysctl,
@@ -40,6 +50,8 @@ from insula.network.linux import (
 from insula.network.linux.beyond import RoutesBeyond
 from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion
+from insula.network.linux.dns import resolver
+from insula.network.linux.dns.resolvers import TenantResolvers
 from insula.network.linux.egress_names import EgressNames
 from insula.network.linux.gates import NameGates
 from insula.network.linux.guarantees.host import HasShaper
@@ -51,10 +63,11 @@ from insula.network.linux.monitor import HasMonitors
 from insula.network.linux.naming import Naming
 from insula.network.linux.neighbours import enlarge_tables
 from insula.network.linux.outside.host import HasOutside, HostOutside
-from insula.network.linux.peers import Peers
+from insula.network.linux.outside.pool_routes import PoolRoutes
+from insula.network.linux.peerings import transit
+from insula.network.linux.peerings.peers import Peers
 from insula.network.linux.records import TenantRecords
 from insula.network.linux.reporting import recording
-from insula.network.linux.resolvers import TenantResolvers
 from insula.network.linux.state import addresses
 from insula.network.linux.sysctl import HostSettings
 from insula.network.linux.tenant import NO_LABELS, TenantNamespace
@@ -68,8 +81,8 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters, HasMonitors):
     `run` is a directory on a file system that is empty after a reboot. `range4` and `range6` are the ranges of the
     uplinks' addresses. `resolvers` are the upstream name servers: None means the host's, () none. `groups` is the
     parent of the tenants' control groups, in which their resolvers run. `underlay` is this host's address on the
-    network between the hosts; without it all instances of a tenant are on this host. The host's namespace is that of
-    the thread that calls `open`.
+    network between the hosts; without it all instances of a tenant are on this host. `floating` are the ranges of the
+    pool of floating addresses. The host's namespace is that of the thread that calls `open`.
     """
 
     def __init__(
@@ -82,8 +95,11 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters, HasMonitors):
         resolvers: Sequence[str] | None = None,
         groups: str | None = None,
         underlay: Underlay | None = None,
+        floating: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self._floating = floating
+        self._pool: PoolRoutes | None = None
         self._underlay = underlay
         self._members: Members | None = None
         self.naming = Naming(prefix, IPv4Network(range4), IPv6Network(range6))
@@ -122,6 +138,7 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters, HasMonitors):
             (self._run / "directory").touch()
         if self._host is None:
             self._host, self._host_nft = Rtnl(), Nft()
+            self._pool = PoolRoutes(self._run / "pool.json", self._floating, self._host)
             self._interpreters.open(self._host)
             with contextlib.suppress(OSError):  # a kernel without bpf(2): address changes are not announced
                 self._injector = Injector()
@@ -156,13 +173,15 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters, HasMonitors):
             if part:
                 part.close()
         self._procfs.close()
-        self._members = self._outside = self._host = self._host_nft = self._injector = None
+        self._members = self._outside = self._pool = self._host = self._host_nft = self._injector = None
 
     def _ensure_host(self) -> None:
         self._forward(4)
         if self._servers and all(":" in server for server in self._servers):
             self._forward(6)
         enlarge_tables(self._settings)
+        if self._pool:
+            self._pool.ensure()
 
     def _forward(self, version: int) -> None:
         """Enable forwarding of an IP version on the host, for tenants and not between the host's own devices."""
@@ -181,11 +200,15 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters, HasMonitors):
         """The uplinks' ranges, and the addresses of the gate of egress by name."""
         return str(self.naming.range4), str(self.naming.range6), f"{gate.ADDRESS4}/32", f"{gate.ADDRESS6}/128"
 
+    def between_peers(self, peering: int, number: int) -> Sequence[str]:
+        """Return the transit addresses with a number."""
+        return transit.addresses_of(peering, number, self.naming.range6)
+
     @about_host
     def host_drift(self) -> list[str]:
         """Return differences in the host's own namespace, as text."""
         _, nft = self._handles()
-        others = self._members.drift() if self._members else ()
+        others = [text for part in (self._members, self._pool) if part for text in part.drift()]
         return [*drift.rule_drift(nft, self.naming.prefix, ("inet",), self._host_rules()), *others]
 
     @about_host
@@ -317,8 +340,8 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters, HasMonitors):
         beside: Places = (),
         labels: Mapping[str, str] = NO_LABELS,
     ) -> None:
-        """Connect a network namespace or a tap to the network; a virtual function is refused (Unavailable)."""
-        if not isinstance(nic, NetnsNic | TapNic):
+        """Connect a namespace, a tap or a device to the network; a virtual function is refused (Unavailable)."""
+        if not isinstance(nic, NetnsNic | TapNic | DeviceNic):
             raise Unavailable(f"{port.instance} has a virtual function, which is not supported", "use a container")
         self._check_recorded(tenant)
         namespace = self._tenant(tenant)
@@ -466,6 +489,8 @@ class LinuxFabric(HasOutside, HasShaper, HasInterpreters, HasMonitors):
         nft.run(f"add table inet {self.naming.prefix}\ndelete table inet {self.naming.prefix}\n")
         if self._outside:
             self._outside.teardown()
+        if self._pool:
+            self._pool.remove()
         self._settings.restore()
         if (self._run / "directory").exists():
             namespaces.release_directory()

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
+from insula.network.linux import connection_limits
 from insula.network.linux.naming import Naming
 from insula.network.linux.rules import ERRORS, METADATA4
 from insula.network.linux.underlay import Underlay, chains
@@ -20,6 +21,12 @@ METADATA6: Final = ("fd00:ec2::/32", "fd20:ce::254")
 """Metadata services of AWS and Google."""
 CONNECTIONS_CLIENT: Final = 2048  # to a tenant, of one address outside (IPv6: its /64), or of one other tenant
 FIRST_DNS_PORT: Final = 5300  # at the host's end of an uplink; packets to it are translated to the first name server
+_LIMITS: Final = {
+    "clients4": ("ip saddr . oifname", "ip saddr . oifname"),
+    "clients6": ("ip6 saddr . oifname", "ip6 saddr & ffff:ffff:ffff:ffff:: . oifname"),
+    "tenants": ("iifname . oifname", "iifname . oifname"),
+}
+"""The key of each limit of clients, as the set has it and as rules make it."""
 
 _HOST = """
 table inet {table} {{
@@ -27,9 +34,7 @@ table inet {table} {{
     set members6 {{ typeof ip6 saddr; }}
     set floating4 {{ typeof ip daddr . oifname; }}
     set floating6 {{ typeof ip6 daddr . oifname; }}
-    set clients4 {{ typeof ip saddr . oifname; size 65535; flags dynamic; }}
-    set clients6 {{ typeof ip6 saddr . oifname; size 65535; flags dynamic; }}
-    set tenants {{ typeof iifname . oifname; size 65535; flags dynamic; }}
+    {limit_sets}
 
     chain input {{
         type filter hook input priority -5; policy accept;
@@ -74,12 +79,16 @@ table inet {table} {{
         drop
     }}
     chain client {{
-        ct state != new accept
-        iifname "{uplinks}*" add @tenants {{ iifname . oifname ct count over {client} }} drop
-        iifname "{uplinks}*" accept
-        add @clients4 {{ ip saddr . oifname ct count over {client} }} drop
-        add @clients6 {{ ip6 saddr & ffff:ffff:ffff:ffff:: . oifname ct count over {client} }} drop
+        {first} jump first
         accept
+    }}
+    chain first {{
+        iifname "{uplinks}*" goto first_of_tenant
+        {clients4}
+        {clients6}
+    }}
+    chain first_of_tenant {{
+        {tenants}
     }}
     chain output {{
         type filter hook output priority -5; policy accept;
@@ -117,7 +126,9 @@ def host_rules(
         table=names.prefix,
         uplinks=names.uplinks,
         vxlan=underlay.port if underlay else 4789,
-        client=CONNECTIONS_CLIENT,
+        first=connection_limits.FIRST,
+        limit_sets="\n    ".join(connection_limits.sets(name, of) for name, (of, _) in _LIMITS.items()),
+        **{name: connection_limits.rules(name, key, CONNECTIONS_CLIENT) for name, (_, key) in _LIMITS.items()},
         underlay="" if underlay is None else chains(underlay),
         range4=names.range4,
         range6=names.range6,

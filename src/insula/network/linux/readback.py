@@ -17,9 +17,10 @@ from insula.kernel.netlink.messages import Link, Neighbour, Route, Rule
 from insula.kernel.netns import call_in
 from insula.network.addresses import gateway_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
-from insula.network.linux import naming, overlay, peer_overlay, routing, rules, sysctl, transit
+from insula.network.linux import naming, overlay, routing, rules, sysctl
 from insula.network.linux.deletion import is_gone
 from insula.network.linux.drift import rule_drift
+from insula.network.linux.peerings import peer_overlay, transit
 from insula.network.linux.tenant import FAMILIES, TenantNamespace
 
 _OURS: Final = ("br", "p", "vx", naming.EGRESS, naming.PEERING, naming.PEERING_VXLAN)

@@ -31,7 +31,7 @@ from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
 from insula.network.addresses import gateway_mac, link_local
 from insula.network.intent import RemotePort
-from insula.network.linux import bridge_rules, gateway_rules, keys, name_rules, naming, pairs
+from insula.network.linux import bridge_rules, connection_limits, gateway_rules, keys, name_rules, naming, pairs
 from insula.network.linux.policy import chains as policy
 from insula.network.packets import DSCP
 
@@ -40,6 +40,17 @@ CONNECTIONS_EACH: Final = 8192  # of an address of an instance to anywhere, and 
 DNS_QUERIES_EACH: Final = 500  # a second over UDP from one address
 DNS_QUERIES: Final = 2000  # a second over UDP to the tenant's resolver, which uses the host's processors
 DNS_CONNECTIONS: Final = 50  # a second over TCP: the resolver forks a process for each
+
+_LIMITS: Final = {
+    "connections4": "ip saddr",
+    "connections6": "ip6 saddr",
+    "leaving": "iifname . ether saddr",
+    "visiting": "iifname",
+    "arriving": "iifname",
+    "outgoing": "oifname",
+    "egress_opened": "oifname",
+}
+"""The key of each limit of connections."""
 
 Elements = Mapping[str, Iterable[tuple[str, ...]]]
 """Elements by set; the set's name is "family set"."""
@@ -59,10 +70,7 @@ table inet {table} {{
     set joined {{ type ifname . mark; }}
     set judged {{ type mark; }}
     map epoch {{ type nf_proto : mark; }}
-    set connections4 {{ type ipv4_addr; size 65535; flags dynamic; }}
-    set connections6 {{ type ipv6_addr; size 65535; flags dynamic; }}
-    set leaving {{ typeof iifname . ether saddr; size 65535; flags dynamic; }}
-    set visiting {{ typeof iifname; size 65535; flags dynamic; }}
+    {limit_sets}
     set endpoints4 {{ typeof iifname . ip daddr; }}
     set endpoints6 {{ typeof iifname . ip6 daddr; }}
     set queries4 {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1m; }}
@@ -100,8 +108,8 @@ table inet {table} {{
         iifname @bridges icmpv6 type nd-router-solicit goto guests
         iifname @bridges udp sport . udp dport {{ 68 . 67, 546 . 547 }} goto guests
         {to_gate}
-        icmp type echo-request iifname @bridges ct state new jump opened
-        icmpv6 type echo-request iifname @bridges ct state new jump opened
+        icmp type echo-request iifname @bridges {first} jump opened
+        icmpv6 type echo-request iifname @bridges {first} jump opened
         iifname . ip daddr @gateways4 goto services
         iifname . ip6 daddr @gateways6 goto services
         icmp type echo-request meta mark set iifname map @routers ip daddr . meta mark @routed4 accept
@@ -152,16 +160,23 @@ table inet {table} {{
         ct original ip6 daddr @external6 iifname @bridges oifname @bridges goto judge
     }}
     chain opened {{
-        add @connections4 {{ ip saddr ct count over {each} }} drop
-        add @connections6 {{ ip6 saddr ct count over {each} }} drop
+        {opened}
+    }}
+    chain first {{
+        {arriving}
+        iifname @bridges jump opened
+        oifname "{uplink}" jump leaving
+    }}
+    chain leaving {{
+        {leaving}
+    }}
+    chain visiting {{
+        {visiting}
     }}
     chain judge {{
-        iifname "{uplink}" ct state new ct count over {connections} drop
-        iifname @bridges ct state new jump opened
-        oifname "{uplink}" ct state new add @leaving {{ iifname . ether saddr ct count over {each} }} drop
-        oifname "{uplink}" ct state new ct count over {connections} drop comment "tenants share the host's table"
+        {first} jump first
         ct direction original iifname "{peering}*" jump from_peer
-        iifname "{peering}*" ct state new add @visiting {{ iifname ct count over {connections} }} drop
+        iifname "{peering}*" {first} jump visiting
         ct direction reply oifname "{peering}*" jump to_peer
         jump policies
         ct mark set meta nfproto map @epoch accept
@@ -182,8 +197,11 @@ table inet {table} {{
     }}
     {policy_chains}
     {name_chains}
+    chain egress_opened {{
+        {egress_opened}
+    }}
     chain egress_forward {{
-        ct state new ct count over {connections} drop
+        {first} jump egress_opened
         ip daddr {{ 169.254.0.0/16, {metadata4} }} reject with icmpx admin-prohibited
         oifname "{uplink}" jump operator_out
         oifname "{uplink}" accept
@@ -218,8 +236,7 @@ def tenant_rules(table: str) -> str:
             peering=naming.PEERING,
             peering_vxlan=naming.PEERING_VXLAN,
             metadata4=", ".join(METADATA4),
-            connections=CONNECTIONS,
-            each=CONNECTIONS_EACH,
+            **_limits(),
             asked=asked,
             queries=DNS_QUERIES,
             connects=DNS_CONNECTIONS,
@@ -232,6 +249,24 @@ def tenant_rules(table: str) -> str:
             to_gate=name_rules.TO_GATE,
         )
     )
+
+
+def _limits() -> dict[str, str]:
+    """Return the sets and rules of the limits of connections."""
+
+    def limit(name: str, most: int, match: str = "") -> str:
+        return connection_limits.rules(name, _LIMITS[name], most, match)
+
+    between = "\n        "
+    return {
+        "limit_sets": "\n    ".join(connection_limits.sets(name, key) for name, key in _LIMITS.items()),
+        "first": connection_limits.FIRST,
+        "opened": between.join(limit(name, CONNECTIONS_EACH) for name in ("connections4", "connections6")),
+        "arriving": limit("arriving", CONNECTIONS, f'iifname "{naming.UPLINK}"'),
+        "leaving": between.join([limit("leaving", CONNECTIONS_EACH), limit("outgoing", CONNECTIONS)]),
+        "visiting": limit("visiting", CONNECTIONS),
+        "egress_opened": limit("egress_opened", CONNECTIONS),
+    }
 
 
 def install(nft: Nft, table: str, families: Iterable[str], rules: str) -> None:

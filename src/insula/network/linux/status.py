@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from insula.kernel.netns import call_in
 from insula.model.objects import Network, NetworkStatus
 from insula.model.routers import Router, RouterStatus
-from insula.network.linux import naming, resolver
+from insula.network.linux import naming
 from insula.network.linux.deletion import is_gone
+from insula.network.linux.dns import resolver
 from insula.network.linux.state import gateways
 from insula.network.linux.tenant import TenantNamespace
 

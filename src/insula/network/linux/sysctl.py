@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from insula.kernel import mounts
+from insula.kernel import descriptors, mounts
+from insula.kernel.netns import call_in
 
 _NET: Final = "/proc/sys/net"
 _FRAGMENTS: Final = {"high_thresh": str(32 << 20), "time": "2"}  # bytes, seconds
@@ -155,6 +156,39 @@ def read(name: str) -> str | None:
             return " ".join(file.read().split())
     except FileNotFoundError:
         return None
+
+
+class OpenSettings:
+    """Settings of one network namespace that are read often. Their files stay open: each takes a descriptor, and is
+    read at once by any thread; to look them up takes a thread in the namespace. `netns` is its descriptor."""
+
+    def __init__(self, netns: int, names: Sequence[str]) -> None:
+        self._netns, self._names = netns, names
+        self._files: dict[str, int] = {}
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def read(self) -> dict[str, str | None]:
+        """Return the values; None for one that the kernel lacks. It may have it the next time: a module was loaded."""
+        for _ in range(2):
+            if len(self._files) < len(self._names):
+                self.close()
+                call_in(self._netns, self._open)
+            try:
+                found = {name: " ".join(os.pread(fd, 4096, 0).decode().split()) for name, fd in self._files.items()}
+            except FileNotFoundError:  # the module was removed
+                self.close()
+                continue
+            return {name: found.get(name) for name in self._names}
+        return dict.fromkeys(self._names)
+
+    def _open(self) -> None:
+        for name in self._names:
+            with contextlib.suppress(FileNotFoundError):
+                file = os.open(f"{_NET}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+                self._files[name] = descriptors.move_above_select_limit(file)
 
 
 def differences(settings: Mapping[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Final
 from insula.kernel import descriptors, netlink
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netlink.conntrack import ConnectionTable
 from insula.kernel.netlink.nftables import ElementCounter, NftablesSocket
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
@@ -24,21 +25,19 @@ from insula.model.errors import InsulaError
 from insula.model.objects import Network, Port, Tenant
 from insula.model.routers import Router
 from insula.network.addresses import gateway_mac, uplink_mac
-from insula.network.fabric import NetnsNic, Places, TapNic, Traffic, TrafficCounter
+from insula.network.fabric import DeviceNic, NetnsNic, Places, TapNic, Traffic, TrafficCounter
 from insula.network.intent import TenantIntent
 from insula.network.linux import (
     interfaces,
+    machine_ports,
     naming,
     neighbours,
     overlay,
     pairs,
-    peer_overlay,
-    peering,
     routing,
     rules,
     state,
     sysctl,
-    transit,
 )
 from insula.network.linux.connections import PortConnections
 from insula.network.linux.deletion import group_of
@@ -47,6 +46,7 @@ from insula.network.linux.guests import GuestServer
 from insula.network.linux.interpreter.stack import StackReader
 from insula.network.linux.naming import Naming
 from insula.network.linux.outside.tenant import TenantOutside
+from insula.network.linux.peerings import peer_overlay, peering, transit
 from insula.network.linux.policy.state import NO_CHANGE, InstalledPolicy, PolicyChange
 from insula.network.linux.reporting import recording, reported
 from insula.network.linux.state import InstalledState, addresses
@@ -79,6 +79,8 @@ class TenantNamespace:
         self.rtnl, self.nft, self._nftables, self._slow_rtnl = handles
         self._epoch = Epoch(self._nftables, names.prefix)
         self.stack = StackReader(self.rtnl, self._nftables)
+        self.tracked = ConnectionTable(self._nftables)
+        self.bridged = sysctl.OpenSettings(self.netns, sysctl.BRIDGE_FILTERS[:2])
         self.outside = TenantOutside(names.prefix, self.netns, self.rtnl, self.nft, self._nftables)
         self.policy = InstalledPolicy(self._nftables, names.prefix, self._epoch)
         self._deleting = threading.Lock()
@@ -104,6 +106,7 @@ class TenantNamespace:
         self.rtnl.close()
         self.nft.close()
         self._nftables.close()
+        self.bridged.close()
         netns, self.netns = self.netns, -1  # a late thread must not use another file with the same number
         os.close(netns)
 
@@ -238,8 +241,10 @@ class TenantNamespace:
             stale |= joined is not None and joined not in peerings and (intent.complete or joined in self._peerings)
             stale |= port is not None and port not in ports and (intent.complete or port in self._ports)
             stale |= port in ports and link.index != naming.port_index(ports[port].index)
-            if stale:
+            if stale and (port is None or link.kind):
                 self.rtnl.execute(netlink.delete_link(index=link.index))
+            elif stale:
+                self.rtnl.execute(machine_ports.block(link.index))
         self._networks |= networks
         self._ports |= ports.keys()
         self._peerings |= peerings
@@ -326,16 +331,16 @@ class TenantNamespace:
         self,
         network: Network,
         port: Port,
-        nic: NetnsNic | TapNic,
+        nic: NetnsNic | TapNic | DeviceNic,
         beside: Places = (),
         labels: Mapping[str, str] = NO_LABELS,
     ) -> None:
         """Connect a nic to a port; an existing connection is repaired. `beside` are the instance's other ports, which
         are connected, and `labels` those of the instance."""
-        if isinstance(nic, TapNic):
-            self._plug_tap(network, port, nic.fd, labels)
-        else:
+        if isinstance(nic, NetnsNic):
             self._plug_netns(network, port, nic.fd, beside, labels)
+        else:
+            self._plug_machine(network, port, nic, labels)
 
     def _plug_netns(self, network: Network, port: Port, netns: int, beside: Places, labels: Mapping[str, str]) -> None:
         with reported(network, port):
@@ -349,13 +354,13 @@ class TenantNamespace:
             connect = functools.partial(self._connections.veth, network, port, netns, inside)
             self._plug(network, port, labels, connect, configure)
 
-    def _plug_tap(self, network: Network, port: Port, tap: int | None, labels: Mapping[str, str]) -> None:
-        """Connect a tap; None is that of a machine which runs. The machine configures its own end."""
+    def _plug_machine(self, network: Network, port: Port, nic: TapNic | DeviceNic, labels: Mapping[str, str]) -> None:
+        """Connect the device of a virtual machine, which configures its own end."""
         self._plug(
             network,
             port,
             labels,
-            functools.partial(self._connections.tap, network, port, tap, self.netns),
+            functools.partial(self._connections.machine, network, port, nic, self.netns),
             lambda: None,
         )
 
@@ -423,7 +428,7 @@ class TenantNamespace:
         """Delete one group of unplugged devices; returns whether there are more. May be called from any thread."""
         with self._deleting:
             if self._marked_groups and not self._closed:
-                self._slow_rtnl.execute(netlink.delete_links(self._marked_groups.pop()))
+                machine_ports.delete_group(self._slow_rtnl, self._marked_groups.pop())
             return bool(self._marked_groups) and not self._closed
 
     def router_gaps(self, networks: Mapping[str, Network], router: Router) -> Sequence[str]:

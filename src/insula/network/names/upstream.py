@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from insula.network.names import edns, wire
-from insula.network.names.wire import MalformedMessage, Message, Question
+from insula.network.names.wire import MalformedMessage, Message, Question, Record
 
 TIMEOUTS: Final = (1.0, 2.0, 3.0)  # seconds: of each try with all servers
 TCP_TIMEOUT: Final = 4.0
@@ -54,7 +54,13 @@ async def _ask(server: ServerAddress, question: Question, timeout: float) -> Mes
     answer = await _over_udp(server, query, timeout)
     if answer is None:
         answer = await asyncio.wait_for(_over_tcp(server, query), TCP_TIMEOUT)
+    answer.answers = [_in_case_of(question, record) for record in answer.answers]
     return answer
+
+
+def _in_case_of(question: Question, record: Record) -> Record:
+    """Return a record about the question's name with that name as it was asked."""
+    return record._replace(name=question.name) if record.name.lower() == question.name.lower() else record
 
 
 async def _over_udp(server: ServerAddress, query: Message, timeout: float) -> Message | None:

@@ -56,6 +56,7 @@ _META: Final = {  # key: (name, length)
     16: ("l4proto", 1),
     17: ("bridge iifname", 16),
     18: ("bridge oifname", 16),
+    19: ("pkttype", 1),
 }
 _CT: Final = {0: ("ct state", 4), 1: ("ct direction", 1), 2: ("ct status", 4), 3: ("ct mark", 4)}
 _CT_TUPLE: Final = {8: "saddr", 9: "daddr", 11: "proto-src", 12: "proto-dst", 19: "saddr", 20: "daddr", 21: "saddr"}

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from insula.kernel.netlink.conntrack import ConntrackSocket
-from insula.kernel.netns import call_in
+from insula.kernel.netlink.conntrack import ConnectionTable
 from insula.network.interpreter.connections import OpenConnection
 
 
-def open_connections(netns: int, marks: Collection[int]) -> list[OpenConnection]:
+def open_connections(tracked: ConnectionTable, marks: Collection[int]) -> list[OpenConnection]:
     """Return those with one of these marks (ct mark). NetlinkError."""
-    with call_in(netns, ConntrackSocket) as conntrack:
-        return [
-            OpenConnection(*each.original[:3], *each.original[3:], each.reply.source, each.reply.source_port, each.mark)
-            for each in conntrack.every()
-            if each.mark in marks
-        ]
+    return [
+        OpenConnection(*each.original[:3], *each.original[3:], each.reply.source, each.reply.source_port, each.mark)
+        for each in tracked.read()
+        if each.mark in marks
+    ]

@@ -8,23 +8,32 @@ tells the MAC address and the forwarding entry the port.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from insula.kernel.netlink.messages import Link
 from insula.network.interpreter.delivery import Delivery, NetworkPlace, translated
-from insula.network.interpreter.fields import TRANSLATED, HeaderFields, State, host_order, initial, new_connection
+from insula.network.interpreter.fields import (
+    TRANSLATED,
+    TRANSLATION,
+    HeaderFields,
+    State,
+    host_order,
+    initial,
+    new_connection,
+)
 from insula.network.interpreter.machine import Machine, Passage
 from insula.network.interpreter.program import AddressType, RouteDevice
 from insula.network.interpreter.space import BITS, NumberRange
 from insula.network.interpreter.values import Symbolic
 from insula.network.linux.interpreter.bytecode import device_name
-from insula.network.linux.interpreter.routes import LOCAL, NextHop
+from insula.network.linux.interpreter.routes import LOCAL, NextHop, is_group, is_link_local
 from insula.network.linux.interpreter.stack import Stack
 
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
-_ROUTED: Final = {4: ("inet", "ip"), 6: ("inet", "ip6")}
-_BRIDGED: Final = ("bridge",)
+ROUTED: Final = {4: ("inet", "ip"), 6: ("inet", "ip6")}
+BRIDGED: Final = ("bridge",)
 _KINDS: Final = range(1, 12)  # of routes: RTN_UNICAST to RTN_XRESOLVE (linux/rtnetlink.h)
 
 
@@ -54,7 +63,6 @@ class Forwarding:
         self.fields = HeaderFields(self.version, self.space, self._route_part, stack.program.choices)
         self.machine = Machine(stack.program, self.space, self.fields)
         self.routes: list[tuple[NumberRange, NextHop | None, int]] = []  # taken: to where, by which hop, which classes
-        self._from_peer = any(each.place.kind == "peer" for each in delivery.senders)
         self._nameless: str | None = None  # the device of packets that arrive by none
         if trace:
             self.machine.passages = list[Passage]()
@@ -81,10 +89,10 @@ class Forwarding:
         state["iifname"] = self.space.by_source(16, [NumberRange(each, each) for each in names])
         state["iif"] = self.space.by_source(4, [NumberRange(each, each) for each in indices])
 
-    def from_bridge_ports(self, devices: Sequence[Link], owners: Mapping[int, str]) -> None:
+    def from_bridge_ports(self, devices: Sequence[Link], owners: Mapping[int, Sequence[str]]) -> None:
         """Run frames that arrive at ports of bridges. `owners` are the MAC addresses of the destinations."""
         state = self.start(devices)
-        live = self.machine.hook(_BRIDGED, PREROUTING, state, self.space.all)
+        live = self.machine.hook(BRIDGED, PREROUTING, state, self.space.all)
         bridges = [self.stack.links.get(link.master) if link.master else None for link in devices]
         on_bridge = sum(self.space.of_source(number) for number, bridge in enumerate(bridges) if bridge and bridge.up)
         up = sum(self.space.of_source(number) for number, link in enumerate(devices) if link.up)
@@ -92,7 +100,7 @@ class Forwarding:
         known = {number: bridge for number, bridge in enumerate(bridges) if bridge}
         self._bridge(dict(state), live, devices, known, owners)
         state["priority"] = self.fields.unknown(4)  # a router sets it by the sender's type of service
-        live = self.machine.hook(_BRIDGED, INPUT, state, live)
+        live = self.machine.hook(BRIDGED, INPUT, state, live)
         self._arrive(state, known)
         self.route(state, live)
         self._finish()
@@ -120,9 +128,9 @@ class Forwarding:
         live: int,
         devices: Sequence[Link],
         bridges: Mapping[int, Link],
-        owners: Mapping[int, str],
+        owners: Mapping[int, Sequence[str]],
     ) -> None:
-        """Bridge frames to the MAC address of the destination's owner."""
+        """Bridge frames to the MAC addresses of the destination's owners."""
         out: dict[int, int] = {}  # classes by device
         of_bridge: dict[int, int] = {}  # by the sender's
         back: dict[int, int] = {}
@@ -131,11 +139,9 @@ class Forwarding:
         for number, bridge in bridges.items():
             of_bridge[bridge.index] = of_bridge.get(bridge.index, 0) | self.space.of_source(number)
         for number, target in enumerate(self.space.targets):
-            mac = owners.get(target.low) if target.low == target.high else None
-            if mac is None:
-                continue
-            to = self.space.of_target(number) & live
-            for index, sources in of_bridge.items():
+            macs = owners.get(target.low, ()) if target.low == target.high else ()
+            to = self.space.of_target(number) & live if macs else 0
+            for mac, (index, sources) in itertools.product(macs, of_bridge.items()):
                 for port in self._ports_to(index, mac):  # a bridge sends no frame back (no hairpin)
                     out[port] = out.get(port, 0) | to & sources & ~back.get(port, 0)
         live = 0
@@ -151,17 +157,17 @@ class Forwarding:
             self._arrive(inner, bridges)
             new_connection(inner, self.space)
             self.machine.own = self._own_of_arrival(inner)
-            live = self.machine.hook(_ROUTED[self.version], PREROUTING, inner, live)
+            live = self.machine.hook(ROUTED[self.version], PREROUTING, inner, live)
             self.machine.own = None
             moved = inner[TRANSLATED].within(1, 1)
             self._onward(dict(inner), live & moved.may)  # br_nf_pre_routing_finish
             live &= ~moved.must
             inner["oifname"], inner["oif"] = inner["iifname"], inner["iif"]
-            live = self.machine.hook(_ROUTED[self.version], FORWARD, inner, live)
+            live = self.machine.hook(ROUTED[self.version], FORWARD, inner, live)
         state["oifname"] = Symbolic(16, [(name, name, classes) for name, classes in names])
         state["oif"] = Symbolic(4, [(index, index, classes) for index, classes in indices])
-        live = self.machine.hook(_BRIDGED, FORWARD, state, live)
-        live = self.machine.hook(_BRIDGED, POSTROUTING, state, live)
+        live = self.machine.hook(BRIDGED, FORWARD, state, live)
+        live = self.machine.hook(BRIDGED, POSTROUTING, state, live)
         for port, classes in out.items():
             self._end(self.stack.links[port], live & classes, state)
 
@@ -179,7 +185,7 @@ class Forwarding:
         """Run packets that a device has given to the router."""
         new_connection(state, self.space)
         self.machine.own = self._own_of_arrival(state)
-        live = self.machine.hook(_ROUTED[self.version], PREROUTING, state, live)
+        live = self.machine.hook(ROUTED[self.version], PREROUTING, state, live)
         self.machine.own = None
         self._onward(state, live)
 
@@ -190,7 +196,7 @@ class Forwarding:
             if hop is not None:
                 self.delivery.unrouted &= ~classes
             if hop is None:
-                here = self.machine.hook(_ROUTED[self.version], INPUT, dict(state), classes)
+                here = self.machine.hook(ROUTED[self.version], INPUT, dict(state), classes)
                 self.delivery.add(NetworkPlace("router"), here)
             else:
                 self._leave(dict(state), classes, hop, FORWARD)
@@ -212,9 +218,15 @@ class Forwarding:
             for low, high, bits in state["daddr"].parts:
                 if not (classes := bits & arrived):
                     continue
+                if is_group(self.version, NumberRange(low, high)):  # no router sends these on
+                    found[None] = found.get(None, 0) | classes
+                    continue
+                strict = self._link_of(device) if is_link_local(self.version, NumberRange(low, high)) else None
                 for route in self._routing.lookup(NumberRange(low, high), device):
                     hops: Sequence[NextHop | None] = [None] if route.local else route.hops
                     for hop in hops:
+                        if strict is not None and hop is not None and hop.device != strict:
+                            continue
                         found[hop] = found.get(hop, 0) | classes
                         self.routes.append((NumberRange(low, high), hop, classes))
         if unknown := state["daddr"].unknown & live:  # translated to an address that is not known: anywhere
@@ -222,6 +234,11 @@ class Forwarding:
                 for hop in [None] if route.local else route.hops:
                     found[hop] = found.get(hop, 0) | unknown
         return list(found.items())
+
+    def _link_of(self, device: str | None) -> int | None:
+        """Return the index of a device by which packets have arrived; None if it is not known which that is."""
+        link = self.stack.by_name.get(device or "")
+        return link.index if link else None
 
     def _arrivals(self, state: State, live: int) -> list[tuple[str | None, int]]:
         """Return the devices by which packets have arrived, each with its classes; None is any."""
@@ -239,11 +256,11 @@ class Forwarding:
             return
         state["oifname"] = Symbolic.constant(16, device_name(link.name), self.space.all)
         state["oif"] = Symbolic.constant(4, host_order(link.index, 4), self.space.all)
-        live = self.machine.hook(_ROUTED[self.version], hook, state, live)
+        live = self.machine.hook(ROUTED[self.version], hook, state, live)
         before = state["saddr"]
         own = self.stack.addresses.get((self.version, link.index))
         self.machine.own = Symbolic.constant(before.length, own, self.space.all) if own is not None else None
-        live = self.machine.hook(_ROUTED[self.version], POSTROUTING, state, live)
+        live = self.machine.hook(ROUTED[self.version], POSTROUTING, state, live)
         self.machine.own = None
         if link.kind == "bridge":
             self._into_bridge(state, live, hop, link)
@@ -278,8 +295,8 @@ class Forwarding:
             each["iifname"] = Symbolic.constant(16, 0, self.space.all)
             each["oifname"] = Symbolic.constant(16, device_name(link.name), self.space.all)
             each["oif"] = Symbolic.constant(4, host_order(link.index, 4), self.space.all)
-            classes = self.machine.hook(_BRIDGED, OUTPUT, each, classes)
-            self._end(link, self.machine.hook(_BRIDGED, POSTROUTING, each, classes), each)
+            classes = self.machine.hook(BRIDGED, OUTPUT, each, classes)
+            self._end(link, self.machine.hook(BRIDGED, POSTROUTING, each, classes), each)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -287,7 +304,7 @@ class Forwarding:
         if not (link.up and classes):
             return
         place = self._places.get(link.name, NetworkPlace("device", link.name))
-        if place.kind in ("port", "tenant") and TRANSLATED in state and not self._from_peer:
+        if place.kind in ("port", "tenant", "peer") and TRANSLATED in state:
             moved = state[TRANSLATED].within(1, 1)
             for address, bits in self._translations(state, classes & moved.may):
                 self.delivery.add(place._replace(address=address), bits)
@@ -296,6 +313,13 @@ class Forwarding:
 
     def _translations(self, state: State, classes: int) -> Iterator[tuple[str, int]]:
         """Yield the destinations of translated packets, each with its classes."""
+        for value, _, bits in state[TRANSLATION].parts if TRANSLATION in state else ():
+            host, port = value >> 16, value & 0xFFFF
+            found = bits & classes & state["daddr"].within(host, host).may  # others go to another device
+            yield translated(self.version, NumberRange(host, host), NumberRange(port, port)), found
+        if TRANSLATION in state:  # the others were translated in another way, and what they may be is combined
+            known = Symbolic(1, state[TRANSLATION].parts).present & ~state[TRANSLATION].unknown
+            classes &= ~known
         with_ports = self.space.of_services(sum(1 << n for n, each in enumerate(self.space.services) if each.has_ports))
         for low, high, bits in state["daddr"].parts if classes else ():
             here, address = bits & classes, NumberRange(low, high)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Protocol
 
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netlink.conntrack import ConnectionTable
 from insula.kernel.netlink.nftables import NftablesSocket
-from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.model.objects import Tenant
 from insula.network.intent import TenantIntent
@@ -26,7 +26,7 @@ from insula.network.linux.naming import Naming
 
 _LISTED: Final = 1 << 2 | 1 << 3 | 1 << 8 | 1 << 11
 """Flags of libnftables(3): a table with handles and numeric priorities, without elements and counters."""
-_BRIDGED = {4: "bridge/bridge-nf-call-iptables", 6: "bridge/bridge-nf-call-ip6tables"}
+_BRIDGED = dict(zip((4, 6), sysctl.BRIDGE_FILTERS, strict=False))
 
 _DEVICES = DeviceNames(naming.port, naming.peering, naming.vxlan, naming.peering_vxlan, naming.bridge, naming.UPLINK)
 
@@ -35,8 +35,9 @@ class ReadNamespace(Protocol):
     """A tenant's namespace, as far as it is read: `linux.tenant.TenantNamespace`."""
 
     tenant: Tenant
-    netns: int
     stack: StackReader
+    tracked: ConnectionTable
+    bridged: sysctl.OpenSettings
     nft: Nft
 
 
@@ -82,7 +83,7 @@ class Interpreters:
     ) -> Interpretation:
         """Interpret a tenant's namespace; the last result is returned if nothing has changed."""
         name, asked = namespace.tenant.name, (intent, frozenset(running))
-        stack = namespace.stack.read(filters_bridged=call_in(namespace.netns, self._filters_bridged))
+        stack = _read(namespace)
         last = self._last.get(name)
         if last is None or last.stack is not stack or last.asked != asked:
             boundaries = cuts()
@@ -108,7 +109,7 @@ class Interpreters:
     def trace(self, namespace: ReadNamespace, intent: TenantIntent, packet: TracedPacket) -> TracedWay:
         """Follow a packet through a tenant's namespace."""
         running = {port.index for port in intent.ports}
-        stack = namespace.stack.read(filters_bridged=call_in(namespace.netns, self._filters_bridged))
+        stack = _read(namespace)
         known = {packet.version: Boundaries(packet.version)}
         told = view(intent, running, known, _DEVICES, self._translated)
 
@@ -128,6 +129,10 @@ class Interpreters:
             packet = packet._replace(source=packet.source._replace(address=NumberRange(own, own)))
         return trace_host(interpreter, uplink, packet)
 
+    def guaranteed(self, numbers: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], Sequence[str]]:
+        """Return the addresses of instances with floors on the uplinks, by tenant and number of the guarantee."""
+        return {(name, n): self._naming.guaranteed_addresses(n) for name, some in numbers.items() for n in some}
+
     def uplinks(self, tenants: Sequence[Tenant]) -> list[UplinkView]:
         """Return the uplinks of tenants, as they should be."""
         return [self._uplink(tenant) for tenant in tenants]
@@ -136,5 +141,7 @@ class Interpreters:
         (_, four), (_, six) = self._naming.addresses(tenant.index)
         return UplinkView(tenant.name, self._naming.uplink(tenant.index), ((4, four), (6, six)))
 
-    def _filters_bridged(self) -> dict[int, bool]:
-        return {version: sysctl.read(name) == "1" for version, name in _BRIDGED.items()}
+
+def _read(namespace: ReadNamespace) -> Stack:
+    values = namespace.bridged.read()
+    return namespace.stack.read(filters_bridged={version: values[name] == "1" for version, name in _BRIDGED.items()})

@@ -7,7 +7,7 @@ class it chooses.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final
 
@@ -15,17 +15,23 @@ from insula.kernel.ebpf.load import priority
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink import traffic_control as tc
 from insula.kernel.netlink.traffic_control import HtbClass
-from insula.network.interpreter.queues import InstalledQueues, PassedClass
+from insula.network.interpreter.queues import InstalledQueues, InstanceClass, PassedClass
 from insula.network.linux.interpreter.host import UplinkView
 
 _PARENTS: Final = {"out": tc.INGRESS, "in": tc.EGRESS}  # as seen from the host's end of the uplink
 _OUTSIDE: Final = "192.0.2.1"  # RFC 5737
+_OUTSIDE6: Final = "2001:db8::1"  # RFC 3849
 
 
-def queues(host: Rtnl, uplinks: Sequence[UplinkView]) -> InstalledQueues:
-    """Read the classes that tenants' packets pass. OSError."""
+def queues(
+    host: Rtnl, uplinks: Sequence[UplinkView], guaranteed: Mapping[tuple[str, int], Sequence[str]]
+) -> InstalledQueues:
+    """Read the classes that tenants' packets pass. `guaranteed` are the addresses of instances with floors, by tenant
+    and number of the guarantee. OSError."""
     tenants: dict[tuple[str, str], PassedClass] = {}
-    networks: dict[tuple[int, str], PassedClass] = {}
+    networks: dict[tuple[int, str], Sequence[PassedClass]] = {}
+    instances: dict[tuple[str, int, str], Sequence[InstanceClass]] = {}
+    rests: dict[tuple[str, str], PassedClass] = {}
     trees: dict[int, _Tree] = {}
     unread: set[tuple[str, str]] = set()
     for uplink in uplinks:
@@ -40,14 +46,17 @@ def queues(host: Rtnl, uplinks: Sequence[UplinkView]) -> InstalledQueues:
                 if each.to not in trees:
                     trees[each.to] = _Tree(host, each.to)
                     networks |= {(vni, direction): found for vni, found in trees[each.to].networks(host)}
-                source, target = (own, _OUTSIDE) if direction == "out" else (_OUTSIDE, own)
                 try:
-                    number = priority(each.program, _frame(source, target))
+                    found = trees[each.to].of_instance(priority(each.program, _frame(own, direction)))
+                    for (tenant, number), some in guaranteed.items():
+                        if tenant == uplink.tenant:
+                            chosen = [priority(each.program, _frame(address, direction)) for address in some]
+                            instances[tenant, number, direction] = [trees[each.to].of_instance(n) for n in chosen]
                 except OSError:
                     unread.add((uplink.tenant, direction))
                     continue
-                tenants[uplink.tenant, direction] = trees[each.to].passed(number)
-    return InstalledQueues(tenants, networks, unread)
+                tenants[uplink.tenant, direction], rests[uplink.tenant, direction] = found
+    return InstalledQueues(tenants, networks, instances, rests, unread)
 
 
 class _Tree:
@@ -67,19 +76,35 @@ class _Tree:
             number = each.parent
         if len(way) < 2:
             return PassedClass(self._device, 0)
-        return PassedClass(self._device, way[-2].number, way[-2].rate, way[-2].ceiling)
+        return self._class(way[-2])
 
-    def networks(self, host: Rtnl) -> list[tuple[int, PassedClass]]:
-        """Return the classes of packets between hosts, by VNI: what the first filter for each says."""
-        found: dict[int, PassedClass] = {}
+    def of_instance(self, number: int) -> InstanceClass:
+        """Return the class with a number, and the one below the root on the way from there."""
+        leaf = self._classes.get(number)
+        return InstanceClass(self.passed(number), self._class(leaf) if leaf else PassedClass(self._device, 0))
+
+    def networks(self, host: Rtnl) -> list[tuple[int, Sequence[PassedClass]]]:
+        """Return the classes of packets between hosts, by VNI: what each filter for it says. There are several if
+        packets to some hosts have a ceiling."""
+        found: dict[int, list[PassedClass]] = {}
         for _, (number, value) in sorted(tc.u32_classes(host, self._index).items()):
-            found.setdefault(value >> 8, self.passed(number))
+            passed = self.passed(number)
+            if passed not in found.setdefault(value >> 8, []):
+                found[value >> 8].append(passed)
         return list(found.items())
 
+    def _class(self, each: HtbClass) -> PassedClass:
+        return PassedClass(self._device, each.number, each.rate, each.ceiling)
 
-def _frame(source: str, target: str) -> bytes:
-    """Return an Ethernet frame with a UDP packet, whose checksums nobody looks at."""
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 46, 0, 0, 64, 17, 0)
-    addresses = ip_address(source).packed + ip_address(target).packed
+
+def _frame(own: str, direction: str) -> bytes:
+    """Return an Ethernet frame with a UDP packet from an address to the outside ("out"), or from there. Nobody looks at
+    its checksums."""
+    six = ":" in own
+    ends = (own, _OUTSIDE6 if six else _OUTSIDE)
+    addresses = b"".join(ip_address(each).packed for each in (ends if direction == "out" else ends[::-1]))
     datagram = struct.pack("!HHHH", 40000, 9, 26, 0) + bytes(18)
+    if six:
+        return bytes(12) + struct.pack("!HIHBB", 0x86DD, 6 << 28, len(datagram), 17, 64) + addresses + datagram
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 46, 0, 0, 64, 17, 0)
     return bytes(12) + struct.pack("!H", 0x0800) + header + addresses + datagram

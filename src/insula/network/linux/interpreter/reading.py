@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from insula.kernel.netlink import Rtnl
 from insula.kernel.nftables import Nft
@@ -37,14 +37,18 @@ class HasInterpreters:
         return self._interpreters.tenant(self._tenant(tenant), intent, running, cuts)
 
     @about_host
-    def installed_queues(self, tenants: Sequence[Tenant]) -> InstalledQueues:
+    def installed_queues(
+        self, tenants: Sequence[Tenant], guaranteed: Mapping[str, Sequence[int]] | None = None
+    ) -> InstalledQueues:
         """Read filters and classes of the host."""
-        return queues(self._handles()[0], self._interpreters.uplinks(tenants))
+        return queues(
+            self._handles()[0], self._interpreters.uplinks(tenants), self._interpreters.guaranteed(guaranteed or {})
+        )
 
     @about_tenant
     def connections(self, tenant: Tenant, marks: Collection[int]) -> Sequence[OpenConnection]:
         """Read the connection tracking of the tenant's namespace."""
-        return open_connections(self._tenant(tenant).netns, marks)
+        return open_connections(self._tenant(tenant).tracked, marks)
 
     @about_tenant
     def trace(self, tenant: Tenant, intent: TenantIntent, packet: TracedPacket) -> TracedWay:

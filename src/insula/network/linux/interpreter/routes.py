@@ -27,6 +27,23 @@ _TO_TABLE: Final = 1
 FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
+_GROUPS: Final = {  # multicast, and the broadcast address of every link (RFC 1112, RFC 919, RFC 4291)
+    4: (NumberRange(224 << 24, (240 << 24) - 1), NumberRange((1 << 32) - 1, (1 << 32) - 1)),
+    6: (NumberRange(0xFF << 120, (1 << 128) - 1),),
+}
+
+
+def is_group(version: int, target: NumberRange) -> bool:
+    """Whether these addresses are groups of stations, whatever the routes."""
+    return any(each.low <= target.low and target.high <= each.high for each in _GROUPS[version])
+
+
+def is_link_local(version: int, target: NumberRange) -> bool:
+    """Whether these addresses are of one link: packets to them leave by the device that they came from, or not at all
+    (rt6_need_strict of Linux's net/ipv6/route.c; of IPv4 there is no such rule)."""
+    return version == 6 and target.low >> 118 == target.high >> 118 == 0xFE80 >> 6
+
+
 class NextHop(NamedTuple):
     """Where a route leads: the index of the device, and the gateway's address if it has one."""
 

@@ -134,7 +134,7 @@ class Spoofing:
             known = mac.low == mac.high and mac.low in port.macs(version)
             nobody = version == 4 and range_ == (0, 0) and (protocol == "arp" or services[service] == _DHCP)
             if not (port.permits(version, mac, range_) or (known and nobody)):
-                yield Forgery(port.place.name, protocol, not known, version, range_)
+                yield Forgery(_name(port.place), protocol, not known, version, range_)
 
     def _state(self, version: int, protocol: str, space: Space) -> State:
         size = BITS[version] // 8
@@ -151,11 +151,17 @@ class Spoofing:
             state["arp smac"] = macs
         if protocol == "nd":  # the sender's own address, and any address in the message
             own = [each.port.allowed.get(version, ()) for each in self._variants]
-            state["saddr"] = space.by_source(size, [each[0][1] if each else None for each in own])
+            known = [each.port.place.kind == "port" for each in self._variants]  # else it is one of several stations
+            firsts = [some[0][1] if some and is_one else None for some, is_one in zip(own, known, strict=True)]
+            state["saddr"] = space.by_source(size, firsts)
             state["nd target"] = space.by_target(size)
         else:
             state["saddr"] = space.by_target(size)
         return state
+
+
+def _name(place: NetworkPlace) -> str:
+    return f"{place.name} on other hosts" if place.kind == "overlay" else place.name
 
 
 def number(mac: str) -> int:

@@ -12,10 +12,12 @@ from insula.network.interpreter.delivery import Delivery, NetworkPlace, PacketSo
 from insula.network.interpreter.interpretation import Interpretation, Overheard
 from insula.network.interpreter.space import Space
 from insula.network.linux.interpreter.forwarding import Forwarding
+from insula.network.linux.interpreter.groups import Flooding
 from insula.network.linux.interpreter.links import link_layer
 from insula.network.linux.interpreter.spoofing import PortIdentity, Spoofing
 from insula.network.linux.interpreter.stack import Stack
 from insula.network.linux.interpreter.view import InterpreterView
+from insula.network.ranges import contains, overlap
 
 _NO_ONE = "02:00:00:00:00:00"
 """A MAC address that nobody has: frames to it are flooded."""
@@ -34,19 +36,20 @@ class TenantInterpreter:
     def interpret(self) -> Interpretation:
         """Return whom the tenant's ports and its uplink reach."""
         found = Interpretation(self.view.tenant)
-        inside, above = list[Delivery](), list[Delivery]()
+        inside, above, groups = list[Delivery](), list[Delivery](), list[Delivery]()
         spoofing = Spoofing(self.stack, list(self._identities()))
         for version in self.view.cuts:
             targets = self.space(version, 1)
             inside += list(self.from_ports(version, targets))
+            groups += self.to_groups(version, targets)
             above += self.from_uplink(version, targets)
             above += self.from_peers(version, targets)
         found.forgeries = sorted({each for version in self.view.cuts for each in spoofing.forgeries(version)})
-        found.inside, found.above = inside, above
+        found.inside, found.above, found.groups = inside, above, groups
         found.overheard = list(self._overheard())
         found.links = link_layer(self.stack, self.view.overlays, self.view.bridges, self.places)
         found.judged = judged_marks(self.stack.program)
-        found.unknown = spoofing.unknown.union(*(each.unknown for each in (*inside, *above)))
+        found.unknown = spoofing.unknown.union(*(each.unknown for each in (*inside, *above, *groups)))
         return found
 
     def space(self, version: int, sources: int) -> Space:
@@ -73,23 +76,35 @@ class TenantInterpreter:
             run.from_bridge_ports([self.stack.by_name[device] for device, _ in some], self.view.owners[version])
             yield delivery
 
+    def to_groups(self, version: int, space: Space) -> Iterator[Delivery]:
+        """Run packets of all ports to the groups of their networks."""
+        flooding = Flooding(self.stack, version, self.places, self.view.broadcasts[version], space)
+        senders = self.view.senders.get(version, ())
+        return flooding.deliveries([(self.stack.by_name[d], s) for d, s in senders if d in self.stack.by_name])
+
     def run(self, delivery: Delivery, *, trace: bool = False) -> Forwarding:
         """Return a run through the tenant's namespace."""
         translated = self.view.translated[delivery.version]
         return Forwarding(self.stack, delivery, self.places, trace=trace, translated=translated)
 
     def from_peers(self, version: int, space: Space) -> Iterator[Delivery]:
-        """Run packets that come from other tenants through peerings, with any of the addresses of their networks."""
+        """Run packets that come from other tenants through peerings, with any of the addresses of their networks, and
+        of those that are routed there: service endpoints have such."""
         for device, (place, subnets) in self.view.peers.items():
-            atoms = [
-                each
-                for each in space.targets
-                if any(s.low <= each.low and each.high <= s.high for s in subnets[version])
+            link = self.stack.by_name.get(device)
+            routed = [
+                route.range
+                for route in self.stack.routing[version].routes
+                if link and any(hop.device == link.index and hop.gateway is not None for hop in route.hops)
             ]
-            if device in self.stack.by_name and atoms:
+            known = [each for of, ranges in self.view.peers.values() if of == place for each in ranges[version]]
+            routed = [each for each in routed if not any(overlap(each, range_) for range_ in known)]
+            ranges = dict.fromkeys([*subnets[version], *routed])
+            atoms = [each for each in space.targets if any(contains(range_, each) for range_ in ranges)]
+            if link and atoms:
                 sources = [PacketSource(place, each) for each in atoms]
                 delivery = Delivery(version, sources, Space(len(sources), space.targets, space.services))
-                self.run(delivery).from_devices([self.stack.by_name[device]] * len(sources))
+                self.run(delivery).from_devices([link] * len(sources))
                 yield delivery
 
     def from_uplink(self, version: int, space: Space) -> Iterator[Delivery]:
@@ -114,6 +129,9 @@ class TenantInterpreter:
     def _identities(self) -> Iterator[PortIdentity]:
         for each in self.view.identities:
             if link := self.stack.by_name.get(each.device):
+                yield PortIdentity(self.places[each.device], link, each.mac, each.allowed)
+        for each in self.view.tunnels:  # what comes from other hosts
+            if (link := self.stack.by_name.get(each.device)) and link.vxlan:
                 yield PortIdentity(self.places[each.device], link, each.mac, each.allowed)
         known = {each.device for each in self.view.identities}
         for link in self.stack.links.values():  # a device on a bridge that is no port of the tenant's

@@ -30,7 +30,7 @@ def trace_tenant(interpreter: TenantInterpreter, packet: TracedPacket, listing: 
             run.from_bridge_ports([link], view.owners[packet.version])
     else:
         run.from_devices([link])
-    return _way(run, delivery, lambda passage: _text(passage, listing))
+    return _way(run, delivery, _RuleTexts(listing).of)
 
 
 def _arrival(interpreter: TenantInterpreter, packet: TracedPacket) -> str | None:
@@ -85,11 +85,19 @@ def _devices(run: Forwarding) -> Iterator[str]:
             yield link.name
 
 
-def _text(passage: Passage, listing: Listing) -> str:
-    if not passage.handle:
-        return "policy drop"
-    for line in listing(passage.family, passage.table).splitlines():
-        found = _HANDLE.match(line)
-        if found and int(found[2]) == passage.handle:
-            return found[1]
-    return ""
+class _RuleTexts:
+    """The texts of rules. Each table is listed once, when a rule of it is asked for."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+        self._tables: dict[tuple[str, str], dict[int, str]] = {}
+
+    def of(self, passage: Passage) -> str:
+        """Return the text of the rule that a packet has matched."""
+        if not passage.handle:
+            return "policy drop"
+        table = passage.family, passage.table
+        if table not in self._tables:
+            found = map(_HANDLE.match, self._listing(*table).splitlines())
+            self._tables[table] = {int(each[2]): each[1] for each in found if each}
+        return self._tables[table].get(passage.handle, "")

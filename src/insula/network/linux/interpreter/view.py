@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
 from insula.model.objects import Network, Port
-from insula.network.addresses import link_local
+from insula.network.addresses import gateway_mac, link_local
 from insula.network.endpoints import port_name
 from insula.network.intent import PeeringIntent, TenantIntent
 from insula.network.interpreter.delivery import NetworkPlace, PacketSource
@@ -26,20 +26,24 @@ class PortSources:
 
 @dataclass(frozen=True)
 class InterpreterView:
-    """`ports` are places by device, `identities` what each may send from. `senders` are (device, source), and `owners`
-    MAC addresses by address, both by version."""
+    """`ports` are places by device, `identities` what each may send from, and `tunnels` what may come from ports on
+    other hosts. `senders` are (device, source), and `owners` the MAC addresses of those who have an address, or may use
+    it, both by version."""
 
     tenant: str
     ports: Mapping[str, NetworkPlace]
     identities: Sequence[PortSources]
+    tunnels: Sequence[PortSources]
     senders: Mapping[int, Sequence[tuple[str, PacketSource]]]
-    owners: Mapping[int, Mapping[int, str]]
+    owners: Mapping[int, Mapping[int, Sequence[str]]]
     peers: dict[str, tuple[NetworkPlace, dict[int, Sequence[NumberRange]]]]
     """The devices of peerings, each with the other side's addresses there by version."""
     overlays: Mapping[str, str]
     """Networks and peerings by the name of the device that leads to their ports on other hosts."""
     bridges: Mapping[str, str]
     """Networks by the name of their bridge."""
+    broadcasts: Mapping[int, Mapping[str, int]]
+    """The broadcast addresses of networks by the name of their bridge, by version."""
     uplink: str
     translated: Mapping[int, NumberRange]
     """The addresses that packets have after translation, by version."""
@@ -73,14 +77,17 @@ def view(
         tenant=intent.tenant.name,
         ports={device(port.index): NetworkPlace("port", port_name(port)) for port in ports},
         identities=[_sources(device(port.index), port) for port in ports],
+        tunnels=[
+            _from_elsewhere(devices.overlay(network.index), network, intent, ports) for network in intent.networks
+        ],
         senders={
             version: [
                 (
                     device(port.index),
-                    PacketSource(NetworkPlace("port", port_name(port)), NumberRange(address, address), port.mac),
+                    PacketSource(NetworkPlace("port", port_name(port)), NumberRange(address, address), mac),
                 )
                 for port in ports
-                for address in _addresses(port, version)
+                for address, mac in _sent(intent, port, version)
             ]
             for version in cuts
         },
@@ -93,6 +100,12 @@ def view(
             **{devices.peering_overlay(each.index): f"peering {each.name}" for each in intent.peerings},
         },
         bridges={devices.bridge(network.index): network.name for network in intent.networks},
+        broadcasts={
+            version: {devices.bridge(network.index): int(ip_network(network.subnet)[-1]) for network in intent.networks}
+            if version == 4
+            else {}
+            for version in cuts
+        },
         peers=_peers(intent.peerings, cuts, devices),
         uplink=devices.uplink,
         translated=translated,
@@ -108,7 +121,7 @@ def _peers(
     found = dict[str, tuple[NetworkPlace, dict[int, Sequence[NumberRange]]]]()
     for each in peerings:
         place = NetworkPlace("peer", each.peer.name)
-        whole: dict[int, Sequence[NumberRange]] = {v: _subnets(each.others, v) for v in versions}
+        whole: dict[int, Sequence[NumberRange]] = {v: _subnets(each.others if each.routed else (), v) for v in versions}
         found[devices.peering(each.index)] = place, whole
         remote = [ip_address(address) for one in each.remotes for address in one.addresses if each.routed]
         points: dict[int, Sequence[NumberRange]] = {
@@ -118,24 +131,39 @@ def _peers(
     return found
 
 
-def _own(ports: Sequence[Port], version: int) -> dict[int, str]:
-    return {each: port.mac for port in ports for each in _addresses(port, version)}
+def _own(ports: Sequence[Port], version: int) -> dict[int, Sequence[str]]:
+    return {each: [port.mac] for port in ports for each in _addresses(port, version)}
 
 
-def _further(ports: Sequence[Port], version: int) -> dict[int, str]:
-    """Return the MAC addresses of single addresses that ports may use beside their own."""
-    return {
-        int(address): pair.mac or port.mac
-        for port in ports
-        for pair in port.allowed_pairs
-        if "/" not in pair.address and (address := ip_address(pair.address)).version == version
-    }
+def _sent(intent: TenantIntent, port: Port, version: int) -> list[tuple[int, str]]:
+    """Return the single addresses of its network that a port may send from, each with the MAC address."""
+    subnets = _subnets([each for each in intent.networks if each.name == port.network], version)
+    own = [(address, port.mac) for address in _addresses(port, version)]
+    further = [
+        (address, mac) for address, mac in _single(port, version) if any(s.low <= address <= s.high for s in subnets)
+    ]
+    return list(dict.fromkeys([*own, *further]))
 
 
-def _elsewhere(intent: TenantIntent, version: int) -> dict[int, str]:
+def _single(port: Port, version: int) -> Iterator[tuple[int, str]]:
+    """Yield the single addresses that a port may use beside its own, each with the MAC address."""
+    for pair in port.allowed_pairs:
+        if "/" not in pair.address and (address := ip_address(pair.address)).version == version:
+            yield int(address), pair.mac or port.mac
+
+
+def _further(ports: Sequence[Port], version: int) -> dict[int, Sequence[str]]:
+    """Return the MAC addresses of single addresses that ports may use beside their own: several may use one."""
+    found: dict[int, list[str]] = {}
+    for address, mac in dict.fromkeys(each for port in ports for each in _single(port, version)):
+        found.setdefault(address, []).append(mac)
+    return dict(found)
+
+
+def _elsewhere(intent: TenantIntent, version: int) -> dict[int, Sequence[str]]:
     """Return the MAC addresses of ports on other hosts by their addresses."""
     addresses = [(ip_address(text), remote.mac) for remote in intent.remotes for text in remote.addresses]
-    return {int(address): mac for address, mac in addresses if address.version == version}
+    return {int(address): [mac] for address, mac in addresses if address.version == version}
 
 
 def _addresses(port: Port, version: int) -> list[int]:
@@ -158,3 +186,20 @@ def _sources(device: str, port: Port) -> PortSources:
         range_ = ip_network(pair.address)
         found[range_.version].append((pair.mac or port.mac, NumberRange(int(range_[0]), int(range_[-1]))))
     return PortSources(device, port.mac, found)
+
+
+def _from_elsewhere(device: str, network: Network, intent: TenantIntent, ports: Sequence[Port]) -> PortSources:
+    """Return what may come from other hosts to a network: from its ports there, and with the gateway's MAC address from
+    those of other networks of its router."""
+    here = {(port.network, port.mac) for port in ports}
+    remotes = [each for each in intent.remotes if (each.network, each.mac) not in here]
+    beside = {name for router in intent.routers if network.name in router.networks for name in router.networks}
+    router, found = gateway_mac(network.index), dict[int, list[tuple[str, NumberRange]]]()
+    for remote in remotes:
+        mac = remote.mac if remote.network == network.name else router if remote.network in beside else None
+        six = [link_local(remote.mac)] if remote.network == network.name else []
+        local = six if any(":" in address for address in remote.addresses) else []
+        for address in (*remote.addresses, *local) if mac else ():
+            number = number_of(address)
+            found.setdefault(6 if ":" in address else 4, []).append((mac or "", NumberRange(number, number)))
+    return PortSources(device, router, found)

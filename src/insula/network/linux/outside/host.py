@@ -7,11 +7,12 @@ names; each tenant's are compared with its intent and changed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address, ip_interface
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Literal
 
@@ -90,9 +91,9 @@ class HostOutside:
 
     def _own(self) -> Sequence[str]:
         """Return the host's addresses, without those of loopback and uplinks."""
-        found = [ip_interface(each.address).ip for each in self._rtnl.addresses() if not each.link_local]
         ranges = self._names.range4, self._names.range6
-        return sorted(str(each) for each in found if not each.is_loopback and not any(each in one for one in ranges))
+        found = (_own_address(each.address, *ranges) for each in self._rtnl.addresses() if not each.link_local)
+        return sorted(address for address in found if address)
 
     def view(self) -> OutsideView:
         """Return the host's addresses, and the ports that its own programs use."""
@@ -259,6 +260,13 @@ class HasOutside:
         """Return the addresses by which packets from outside come to these tenants, by name."""
         assert self._outside
         return self._outside.entries(tenants)
+
+
+@functools.lru_cache(maxsize=16384)
+def _own_address(text: str, range4: IPv4Network, range6: IPv6Network) -> str | None:
+    """Return an address without its prefix length; None for one of loopback or of an uplink, as most are."""
+    found = ip_interface(text).ip
+    return None if found.is_loopback or found in range4 or found in range6 else str(found)
 
 
 def _matches(ports: ExternalPorts, hosts: Sequence[str]) -> list[Match]:

@@ -31,11 +31,13 @@ class Range(NamedTuple):
 
 class AddressClass(NamedTuple):
     """What holds for the addresses of one class. `network` is None outside of the tenant's networks. `selectors` are
-    those that select the instance; an address without an instance has None."""
+    those that select the instance; an address without an instance has None. So has one that instances with different
+    labels or networks may use; `shared` are the selectors that select one of these."""
 
     network: str | None
     selectors: frozenset[Conditions] | None
     ranges: frozenset[Range]
+    shared: frozenset[Conditions] | None = None
 
     @property
     def is_instance(self) -> bool:
@@ -43,7 +45,7 @@ class AddressClass(NamedTuple):
 
     @property
     def is_vacant(self) -> bool:
-        """Whether its addresses are of a network, and no instance has them."""
+        """Whether its addresses are of a network, and no instance has them: nothing comes from there."""
         return self.network is not None and not self.is_instance
 
 
@@ -66,7 +68,8 @@ def conditions(selector: Selector) -> Conditions:
 def class_text(kind: AddressClass) -> str:
     """Return a text that no other class has."""
     selectors = sorted(map(_selector_text, kind.selectors)) if kind.selectors is not None else None
-    return repr((kind.network, selectors, sorted(kind.ranges)))
+    shared = () if kind.shared is None else (sorted(map(_selector_text, kind.shared)),)
+    return repr((kind.network, selectors, sorted(kind.ranges), *shared))
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -220,12 +223,13 @@ def address_number(address: str) -> tuple[int, int]:
 
 
 def _kind(owners: Iterable[Owner]) -> AddressClass:
-    """Return the class of a piece. What instances with different labels may use is of none of them: it is unknown."""
+    """Return the class of a piece. What instances with different labels may use is of none of them: nothing comes from
+    there, and nothing goes there if a policy selects one of them in direction in."""
     found = [*owners]
     ranges = frozenset(each for each in found if isinstance(each, Range))
     holders = {each for each in found if isinstance(each, AddressHolder)}
     if len(holders) > 1:
-        return AddressClass("", None, ranges)
+        return AddressClass("", None, ranges, frozenset().union(*(each.selectors for each in holders)))
     for holder in holders:
         return AddressClass(holder.network, holder.selectors, ranges)
     return AddressClass(next((each for each in found if isinstance(each, str)), None), None, ranges)

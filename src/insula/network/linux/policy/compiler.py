@@ -8,7 +8,7 @@ the union of their ports. So the number of entries depends on classes and not on
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -143,7 +143,8 @@ class Compiler:
         found.subjects = {address: everybody.numbers[kind] for address, kind in everybody.addresses.items()}
         found.pieces, found.unknown = everybody.pieces(), everybody.vacant(everybody.kinds)
         found.devices, found.without_dns = everybody.devices(), self._without_dns()
-        self._add_grants(found, {number for number, kind in everybody.kinds.items() if kind.is_instance})
+        subjects = {n for n, kind in everybody.kinds.items() if kind.is_instance or kind.shared is not None}
+        self._add_grants(found, subjects)
         return found
 
     def change(self, before: Compiled, policy: PolicyIntent) -> tuple[Compiled, CompiledChange] | None:
@@ -165,6 +166,7 @@ class Compiler:
         finer = relabelled.then(finer)
         selected = {self._subject.get(name, NOBODY) for name in changed} | {*subject.values()}
         concerned = {number for each in selected for number in self._classes.of(each)} | finer.after | finer.before
+        concerned |= {number for each in selected for number in self._classes.shared(each)}
         self._policies, self._groups = after, groups
         for name in changed:
             self._rules.pop(name, None)
@@ -223,9 +225,10 @@ class Compiler:
 
     def _add_grants(self, found: Compiled, subjects: set[int]) -> None:
         """Replace the grants of some subjects. Sets of ports that are no longer used keep their numbers."""
-        selecting = self._selecting(subjects)
+        selecting, kinds = self._selecting(subjects), self.population.kinds
+        shared = {number for number in selecting if kinds[number].shared is not None}
         collected = {
-            (audit, direction): _collected(direction, self._rules, selecting, self._classes, audit=audit)
+            (audit, direction): _collected(direction, self._rules, selecting, self._classes, shared, audit=audit)
             for audit in (False, True)
             for direction in DIRECTIONS
         }
@@ -241,15 +244,16 @@ class Compiler:
             _check_pairs(sum(map(len, grants.pairs.values())))
 
     def _selecting(self, subjects: set[int]) -> Mapping[int, Sequence[Policy]]:
-        """Return the policies that select each of some classes, if this is still one, of instances."""
+        """Return the policies that select each of some classes, if it is still there, and of instances or shared."""
         by_subject: dict[Conditions, list[Policy]] = defaultdict(list)
         for name, policy in self._policies.items():
             by_subject[self._subject[name]].append(policy)
         found = {}
         for number in subjects:
             kind = self.population.kinds.get(number)
-            if kind is not None and kind.selectors is not None:
-                found[number] = [p for each in (EVERY_INSTANCE, *kind.selectors) for p in by_subject.get(each, ())]
+            selectors = (kind.selectors if kind.shared is None else kind.shared) if kind is not None else None
+            if selectors is not None:
+                found[number] = [p for each in (EVERY_INSTANCE, *selectors) for p in by_subject.get(each, ())]
         return found
 
 
@@ -275,11 +279,13 @@ def _collected(
     rules: Mapping[str, Mapping[Direction, Sequence[CompiledRule]]],
     selecting: Mapping[int, Sequence[Policy]],
     classes: ClassIndex,
+    shared: Container[int],
     *,
     audit: bool,
 ) -> _Collected:
     """Collect what a direction grants. With `audit`, subjects are those of policies in audit, and rules of such a
-    policy count if it is the only one that selects a class: else what another one denies would not be seen."""
+    policy count if it is the only one that selects a class: else what another one denies would not be seen. Nothing is
+    granted to classes that are `shared`: what one of their instances may have, another may not."""
     found = _Collected()
     for subject, policies in selecting.items():
         here = [policy for policy in policies if direction in policy.directions]
@@ -291,7 +297,8 @@ def _collected(
             granting += audits
         if granting or audit:
             _check_pairs(found.pairs)
-            found.add(subject, (rule for policy in granting for rule in rules[policy.name][direction]), classes)
+            allowing = [] if subject in shared else granting
+            found.add(subject, (rule for policy in allowing for rule in rules[policy.name][direction]), classes)
     return found
 
 

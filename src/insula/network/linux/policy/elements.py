@@ -74,7 +74,7 @@ def _add_addresses(
         add_address(found, address, compiled.subjects[address])
     for piece, number in pieces:
         _add_piece(found, "ranges", piece, number)
-        if piece.kind.is_instance:
+        if piece.kind.is_instance or piece.kind.shared is not None:
             _add_piece(found, "subject_ranges", piece, number)
 
 

@@ -274,6 +274,7 @@ class ClassIndex:
 
     def __init__(self, numbers: Mapping[AddressClass, int]) -> None:
         self._instances: dict[tuple[Conditions, str | None], set[int]] = defaultdict(set)
+        self._shared: dict[Conditions, set[int]] = defaultdict(set)
         self._within: dict[Range, set[int]] = defaultdict(set)
         for kind, number in numbers.items():
             self.add(kind, number)
@@ -292,8 +293,14 @@ class ClassIndex:
         for selector in (EVERY_INSTANCE, *kind.selectors) if kind.selectors is not None else ():
             yield self._instances[selector, None]
             yield self._instances[selector, kind.network]
+        for selector in (EVERY_INSTANCE, *kind.shared) if kind.shared is not None else ():
+            yield self._shared[selector]
         for range_ in kind.ranges:
             yield self._within[range_]
+
+    def shared(self, selector: Conditions) -> Iterable[int]:
+        """Return the classes of addresses that several instances may use, one of which a selector selects."""
+        return self._shared.get(selector, ())
 
     def of(self, selector: Conditions, network: str | None = None) -> Iterable[int]:
         """Return the classes of the instances that a selector selects."""

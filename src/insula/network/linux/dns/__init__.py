@@ -1,0 +1,1 @@
+"""DNS for instances: confined dnsmasq processes in the namespaces of tenants."""

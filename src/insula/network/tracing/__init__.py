@@ -1,0 +1,1 @@
+"""`insula trace`: one packet, followed through what is installed and explained by the intent."""
