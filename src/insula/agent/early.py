@@ -1,4 +1,4 @@
-"""The first steps of process 1: the kernel's own file systems, modules, and the port to the host.
+"""The first steps of process 1: the kernel's own file systems, modules, and the channel to the host.
 
 The kernel starts /init with an empty tmpfs as root, besides what the initramfs holds. /proc, /sys and /dev are made by
 mounting them. Modules are in /modules, numbered in the order in which they can be loaded (finit_module(2)).
@@ -6,12 +6,20 @@ mounting them. Modules are in /modules, numbered in the order in which they can 
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 
-from insula.kernel import syscalls
+from insula.agent.channel import Channel
+from insula.kernel import libc, syscalls
+from insula.kernel.terminal import make_raw
+from insula.machine.console import ConsoleCoding
 from insula.machine.protocol import PORT
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT = 8 << 20
+_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23
+_ROOM = 1 << 20
 _PORTS = "/sys/class/virtio-ports"
 _MOUNTS = (
     ("proc", "/proc", syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV),
@@ -49,6 +57,54 @@ def load_modules(directory: str = "/modules") -> None:
         finally:
             os.close(fd)
         os.unlink(path)
+
+
+def settle_memory() -> None:
+    """Leave the memory as it is from now on, since what a copy of this machine writes to is no longer shared. What was
+    made so far is never looked at by the collector of garbage (gc.freeze). What is freed is kept (mallopt(3)), which
+    also saves system calls."""
+    mallopt = libc.function("mallopt")
+    mallopt(_M_MMAP_THRESHOLD, _KEPT)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT)
+    libc.buffer(_ROOM)  # and is freed: the heap need not grow at once
+    gc.collect()
+    gc.freeze()
+    populate()
+
+
+def populate() -> None:
+    """Have each page of this process be mapped, and be its own if it may write to it (MADV_POPULATE_WRITE, madvise(2)):
+    a copy of this machine has no page faults there."""
+    madvise = libc.function("madvise")
+    with open("/proc/self/maps") as file:
+        areas = [line.split() for line in file if "[v" not in line]  # those of the kernel, as vdso(7)
+    for addresses, rights, *_ in areas:
+        begin, end = (int(each, 16) for each in addresses.split("-"))
+        if rights.startswith("r"):
+            advice = _MADV_POPULATE_WRITE if rights[1] == "w" else _MADV_POPULATE_READ
+            madvise(libc.Long(begin), libc.Long(end - begin), advice)
+
+
+def open_channel() -> Channel:
+    """Open the channel to the host: the console of a guest of Xen, else the port. OSError."""
+    if not is_guest_of_xen():
+        return Channel(open_port())
+    return open_console("/dev/hvc0")
+
+
+def is_guest_of_xen() -> bool:
+    try:
+        with open("/sys/hypervisor/type") as file:
+            return file.read().strip() == "xen"
+    except FileNotFoundError:
+        return False
+
+
+def open_console(path: str) -> Channel:
+    """Open a console as a channel. OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    make_raw(fd)
+    return Channel(fd, ConsoleCoding())
 
 
 def open_port(wait: float = 10.0) -> int:

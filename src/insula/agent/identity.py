@@ -18,6 +18,7 @@ import os
 import struct
 import time
 
+from insula.kernel import syscalls
 from insula.model.cpython import socket
 
 TYPE_CHECKING = False
@@ -33,6 +34,20 @@ def assume(identity: dict[str, Any]) -> None:
     reseed(bytes.fromhex(identity["seed"]))
     time.clock_settime_ns(time.CLOCK_REALTIME, identity["time"])
     socket.sethostname(identity["hostname"])
+
+
+def rename(pid: int, hostname: str) -> None:
+    """Set the host name that a program sees, which has a namespace of its own for it (uts_namespaces(7))."""
+    own, its = (os.open(f"/proc/{each}/ns/uts", os.O_RDONLY | os.O_CLOEXEC) for each in ("self", pid))
+    try:
+        syscalls.setns(its, syscalls.CLONE_NEWUTS)
+        try:
+            socket.sethostname(hostname)
+        finally:
+            syscalls.setns(own, syscalls.CLONE_NEWUTS)
+    finally:
+        os.close(own)
+        os.close(its)
 
 
 def reseed(seed: bytes) -> None:

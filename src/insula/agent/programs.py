@@ -10,14 +10,17 @@ the channel, and waits here until the program reads it; the host sends no more t
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import select
+import struct
 
 from insula.agent.channel import Channel
 from insula.container import wire
 from insula.container.create import join, spawn
 from insula.container.create.steps import StepError, Steps
-from insula.kernel import syscalls
+from insula.kernel import mounts, syscalls
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.event_loop import EventLoop
 from insula.kernel.rollback import Rollback
@@ -28,7 +31,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from insula.agent.warm import WarmProcess
     from insula.model.cpython import socket
+
+_TIOCSWINSZ = 0x5414
+_WITHOUT_END = 1 << 62  # bytes
 
 
 class RunningProgram:
@@ -47,6 +54,9 @@ class RunningProgram:
         self._credit = protocol.WINDOW
         self._stdin = bytearray()
         self._no_more_input = False
+        self.told = False  # that it has ended
+        self.is_init = False  # PID 1 of its namespace
+        self._size = (0, 0)  # rows and columns that the host has told
 
     # -- its start -----------------------------------------------------------------------------------------------
 
@@ -75,13 +85,14 @@ class RunningProgram:
             self.loop.unwatch(self.sync.fileno())
             self.sync.close()
             self.sync = None
-            self._reply()
+            self.reply()
             return
         message, descriptors = received
         match message["event"]:
             case "terminal":
                 self.terminal = self.input = descriptors.pop(0)
                 self.add(protocol.STDOUT, self.terminal)
+                self._resize()
             case "error":
                 self.failure = {key: message[key] for key in ("step", "object", "errno", "error", "path")}
             case "forked":
@@ -91,12 +102,26 @@ class RunningProgram:
         for fd in descriptors:
             os.close(fd)
 
-    def _reply(self) -> None:
+    def reply(self) -> None:
+        """Tell that it runs, or why it does not."""
         if self.failure:
             self.channel.send_json(self.session, protocol.ERROR, self.failure)
         else:
             self.channel.send_json(self.session, protocol.REPLY, {"pid": self.pid})
         self.replied = True
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is executed, and has not ended."""
+        return self.pid > 0 and self.sync is None and self.status is None
+
+    def move(self, session: int) -> None:
+        """Be the program of another session, at another host, which has granted nothing but a window."""
+        self.session, self._credit = session, protocol.WINDOW
+
+    def abandon(self) -> None:
+        """Go on without anybody at the other end: output goes nowhere, and input has come to its end."""
+        self.session, self._credit, self._no_more_input = protocol.NOBODY, _WITHOUT_END, True
 
     # -- its streams ---------------------------------------------------------------------------------------------
 
@@ -131,7 +156,8 @@ class RunningProgram:
             self.channel.send(self.session, self.outputs[fd], data)
             return
         self._close(fd)
-        self._end_if_done()
+        if self.status is not None:
+            self.drain()  # the other output may have more
 
     def _write(self) -> None:
         granted = 0
@@ -169,9 +195,22 @@ class RunningProgram:
                 self._no_more_input = True
             case protocol.GRANT:
                 self._credit += protocol.NUMBER.unpack(payload)[0]
+                if self.status is not None:
+                    self.drain()
+            case protocol.RESIZE:
+                self._size = protocol.SIZE.unpack(payload)
+                self._resize()
             case protocol.SIGNAL if self.pidfd >= 0 and self.status is None:
                 signal.pidfd_send_signal(self.pidfd, payload[0])
+                if payload[1:]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(self.pid, payload[0])
         self.watch()
+
+    def _resize(self) -> None:
+        """Set the size of the terminal (TIOCSWINSZ, ioctl_tty(2)); if it is not open yet, when it is opened."""
+        if self.terminal >= 0 and self._size != (0, 0):
+            fcntl.ioctl(self.terminal, _TIOCSWINSZ, struct.pack("4H", *self._size, 0, 0))
 
     # -- its end -------------------------------------------------------------------------------------------------
 
@@ -181,33 +220,65 @@ class RunningProgram:
         while self.sync is not None:  # what it had to say comes first
             self._on_message()
         self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if self.is_init and self.status == -signal.SIGINT:  # it has turned itself off: reboot(2), in a PID namespace
+            self.status = 0
         os.close(self.pidfd)
         self.pidfd = -1
-        for fd in list(self.outputs):  # what others hold open is read no further than what is there
+        self.drain()
+
+    def drain(self) -> None:
+        """Read what is there, after its end or while it is frozen: others may hold the other end open. More is read
+        when it is granted."""
+        for fd in list(self.outputs):
             while fd in self.outputs and self._credit > 0 and select.select([fd], [], [], 0)[0]:
                 self._read(fd)
         self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if self.status is None:
+        if self.status is None or self.told:
             return
+        if self._credit <= 0 and select.select(list(self.outputs), [], [], 0)[0]:
+            return
+        self.told = True
         for fd in [*self.outputs, *([self.input] if self.input >= 0 else [])]:
             self._close(fd)
         if not self.failure:
             self.channel.send_json(self.session, protocol.EXIT, {"status": self.status})
 
 
-def start(config: dict[str, Any], root: int, group: Cgroup, program: RunningProgram) -> None:
-    """Start the first program: PID 1 of the namespaces that `config` (OCI runtime-spec) asks for. StepError,
-    OSError."""
+def start(config: dict[str, Any], root: int, group: Cgroup, program: RunningProgram, warm: WarmProcess | None) -> None:
+    """Start the first program: PID 1 of the namespaces that `config` (OCI runtime-spec) asks for. `warm` becomes it if
+    that fits. StepError, OSError."""
     with Rollback() as child_fds:
-        stdio = _streams(config["process"], program, child_fds)
-        child_fds.hold(root)
+        program.is_init = True
+        stdio = streams(config["process"], program, child_fds)
+        if warm and warm.fits(config):
+            program.adopt(warm.pid, warm.pidfd)
+            program.follow(warm.sync)
+            warm.assign(config, root, stdio)
+            return
+        if warm:
+            warm.discard()
         outside = spawn.SpawnOptions(root=root, stdio=stdio)
         made = spawn.spawn(config, group, outside)
         program.adopt(made.pid, made.pidfd)
         program.follow(made.sync)
         wire.send(made.sync, {"event": "mapped"})
+
+
+def hold(root: int, program: RunningProgram) -> None:
+    """Have a process in place of the first program, in a mount namespace of its own, whose root is this mount, and
+    which only waits: for whoever copies files. OSError."""
+    pid, pidfd = syscalls.clone3(syscalls.CLONE_NEWNS)
+    if pid == 0:
+        mounts.attach(root, os.open("/", os.O_PATH | os.O_DIRECTORY))
+        os.fchdir(root)
+        os.chroot(".")
+        os.closerange(0, 1 << 16)
+        while True:
+            select.select([], [], [])
+    program.adopt(pid, pidfd)
+    program.reply()
 
 
 def execute(what: dict[str, Any], first: RunningProgram, group: Cgroup, program: RunningProgram) -> None:
@@ -219,7 +290,7 @@ def execute(what: dict[str, Any], first: RunningProgram, group: Cgroup, program:
         groups = [child_fds.hold(fd) for fd in group.group_to_join(first.pid).open()]
         ours, theirs = wire.pair()
         child_fds.callback(theirs.close)
-        stdio = _streams(what, program, child_fds)
+        stdio = streams(what, program, child_fds)
         flags = join.ALL & ~(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNET)
         pid, pidfd = syscalls.clone3(0)
         if pid == 0:
@@ -229,7 +300,7 @@ def execute(what: dict[str, Any], first: RunningProgram, group: Cgroup, program:
         os.close(pidfd)
 
 
-def _streams(what: dict[str, Any], program: RunningProgram, child_fds: Rollback) -> list[int]:
+def streams(what: dict[str, Any], program: RunningProgram, child_fds: Rollback) -> list[int]:
     """Make pipes for the standard streams, and return the child's ends; none for a terminal, which the child opens."""
     if what.get("terminal"):
         return []

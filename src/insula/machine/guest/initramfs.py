@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import insula
@@ -16,9 +17,13 @@ from insula.machine.guest.cpio import CpioArchive
 from insula.machine.guest.modules import Modules
 
 DRIVERS = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng", "erofs", "ext4", "overlay")
-_MODULES = ("insula.agent.main", "insula.kernel.cgroups.v2", "traceback")
+DRIVERS_OF_XEN = ("xen_blkfront", "xen_netfront", "erofs", "ext4", "overlay")
+_MODULES = (
+    *("insula.agent.main", "insula.kernel.cgroups.v2", "traceback"),
+    *("insula.container.archive", "bz2", "gzip", "lzma", "resource"),
+)
 """The agent, and what it imports only when it needs it."""
-_INIT = """\
+INIT = """\
 #!{interpreter} -ISB
 from insula.agent import early
 early.leave_first_root()
@@ -28,11 +33,12 @@ main()
 """
 
 
-def build(modules: Path) -> bytes:
+def build(modules: Path, init: str = INIT, drivers: Sequence[str] = DRIVERS) -> bytes:
     """Build the archive. `modules` is the /lib/modules/RELEASE of the guest's kernel. OSError, LookupError."""
     archive = CpioArchive()
     archive.device("/dev/console", 5, 1)
     archive.device("/dev/null", 1, 3, mode=0o666)
+    archive.device("/dev/urandom", 1, 9, mode=0o666)  # Python's, where the kernel has too little entropy at first
     for directory in ("/proc", "/sys", "/tmp", "/run"):
         archive.directory(directory)
     needed = python.closure(_MODULES, Path(insula.__file__).parents[1])
@@ -40,7 +46,7 @@ def build(modules: Path) -> bytes:
         archive.file(path, data, 0o755)
     for path, target in needed.links.items():
         archive.symlink(path, target)
-    for number, (name, data) in enumerate(Modules(modules).in_order(DRIVERS)):
+    for number, (name, data) in enumerate(Modules(modules).in_order(drivers)):
         archive.file(f"/modules/{number:02}-{name}.ko", data)
-    archive.file("/init", _INIT.format(interpreter=needed.interpreter).encode(), 0o755)
+    archive.file("/init", init.format(interpreter=needed.interpreter).encode(), 0o755)
     return archive.finish()

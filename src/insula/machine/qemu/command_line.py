@@ -10,17 +10,27 @@ the header of another format (CVE-2024-4467).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from insula.machine.qemu import devices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-KERNEL_PARAMETERS = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off nokaslr no_timer_check tsc=reliable"
-"""Of a guest with the agent. What protects programs of a kernel from each other (mitigations) costs much where the
-machine is emulated; KASLR is the same for all copies of one machine anyway."""
-TRANSLATIONS = 32
-"""MiB of translated code that the emulator keeps: more is not faster, and counts as the machine's overhead."""
+AcceleratorName = Literal["kvm", "tcg"]
+KERNEL_PARAMETERS = (
+    "console=ttyS0 quiet panic=-1 rdinit=/init lsm=landlock,yama swiotlb=noforce memhp_default_state=online"
+)
+"""Of a guest with the agent, which loads no policy for other security modules: they would only look at each call. A
+machine that may get more memory would set aside 64 MiB for devices that reach only the lower 4 GiB (swiotlb); it has
+none. Memory that is plugged in is used at once."""
+_TRANSLATED = "mitigations=off nokaslr no_timer_check tsc=reliable"
+"""Where processors are translated. What protects programs of a kernel from each other (mitigations) costs much there;
+KASLR is the same for all copies of one machine anyway."""
+TRANSLATIONS = 64
+"""MiB of translated code that the emulator keeps at most, which count as the machine's overhead. A start makes half of
+that; with less room, it would be thrown away and made again."""
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -33,19 +43,22 @@ class GuestDisk(NamedTuple):
 
 
 class GuestInterface(NamedTuple):
-    """A network device: the descriptor of a tap, or -1 for one without a cable."""
+    """A network device: the descriptor of a tap, or -1 for one without a cable, and its slot (devices.py)."""
 
     mac: str
     fd: int = -1
     mtu: int = 1500
+    slot: int = 1
 
 
 class MachineConfig(NamedTuple):
     """A machine with the agent, and para-virtualized devices.
 
-    `memory` is in MiB. `memory_fd` is a file with the memory: a template writes it (`shared`), a clone maps a copy of
-    its pages on demand. `agent`, `qmp` and `console` are sockets, or -1. `state` is a
-    descriptor of one to load: then it waits to be told so.
+    `memory` is in MiB, and so are `modules`, those that were plugged in, as `plugged` processors beside `cpus` were.
+    `memory_fd` is a file with the memory: a template writes it (`shared`), a clone maps a copy of its pages on demand.
+    `agent`, `qmp` and `console` are sockets, or -1. `state` is a descriptor of one to load: then it waits to be told
+    so, as one that is `arriving` from another host does, which stands still then. `machine` is the type of machine
+    (-machine help).
     """
 
     kernel: str
@@ -60,8 +73,11 @@ class MachineConfig(NamedTuple):
     shared: bool = False
     console: int = -1
     state: int = -1
-    accelerator: str = f"tcg,thread=multi,tb-size={TRANSLATIONS}"
-    processor: str = "max"
+    accelerator: AcceleratorName = "tcg"
+    machine: str = "q35"
+    modules: Sequence[int] = ()
+    plugged: int = 0
+    arriving: bool = False
 
 
 def arguments(config: MachineConfig, program: str = "/usr/bin/qemu-system-x86_64") -> list[str]:
@@ -69,14 +85,18 @@ def arguments(config: MachineConfig, program: str = "/usr/bin/qemu-system-x86_64
     return [
         program,
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SANDBOX),
-        *("-accel", config.accelerator, "-cpu", config.processor, "-smp", str(config.cpus)),
+        *processors(config.accelerator, config.cpus, devices.MOST_CPUS),
         *_memory(config),
-        *("-kernel", config.kernel, "-initrd", config.initramfs, "-append", KERNEL_PARAMETERS),
+        *(each for number, size in enumerate(config.modules) for each in _module(number, size)),
+        *(each for number in range(config.cpus, config.cpus + config.plugged) for each in _processor(config, number)),
+        *("-kernel", config.kernel, "-initrd", config.initramfs),
+        *("-append", f"{KERNEL_PARAMETERS} {_TRANSLATED}" if config.accelerator == "tcg" else KERNEL_PARAMETERS),
         *_sockets(config),
-        *("-device", "virtio-rng-pci"),
+        *("-device", "virtio-rng-pci", "-device", devices.words(devices.bridge())),
         *(each for number, disk in enumerate(config.disks) for each in _disk(number, disk)),
-        *(each for number, interface in enumerate(config.interfaces) for each in _interface(number, interface)),
-        *(("-incoming", "defer") if config.state >= 0 else ()),
+        *(each for interface in config.interfaces for each in _interface(interface)),
+        *(("-incoming", "defer") if config.state >= 0 or config.arriving else ()),
+        *(("-S",) if config.arriving else ()),
     ]
 
 
@@ -87,14 +107,40 @@ def descriptors(config: MachineConfig) -> list[int]:
     return [fd for fd in found if fd >= 0]
 
 
+def processors(accelerator: AcceleratorName, cpus: int, most: int = 0) -> Iterator[str]:
+    """The words for how many processors there are, and may be later, and how they are made."""
+    if accelerator == "kvm":
+        yield from ("-accel", "kvm", "-cpu", "host")
+    else:
+        yield from ("-accel", f"tcg,thread=multi,tb-size={TRANSLATIONS}", "-cpu", "max")
+    yield from ("-smp", f"{cpus},maxcpus={max(cpus, most)}")
+
+
 def _memory(config: MachineConfig) -> Iterator[str]:
-    yield from ("-m", str(config.memory))
-    if config.memory_fd < 0:
-        yield from ("-M", "q35")
+    """The memory has the same name in all machines, by which a snapshot of one is loaded into another."""
+    room = f"slots={devices.MODULES},maxmem={devices.MOST_MEMORY}M"
+    yield from ("-m", f"{config.memory},{room}", "-M", f"{config.machine},memory-backend=ram")
+    yield from backend(config.memory, config.memory_fd, shared=config.shared)
+
+
+def backend(memory: int, file: int = -1, *, shared: bool = False) -> Iterator[str]:
+    """The words for so many MiB of memory with the name ram: of its own, or a file's, of which it sees a copy unless it
+    is `shared`."""
+    if file < 0:
+        yield from ("-object", f"memory-backend-ram,id=ram,size={memory}M")
         return
-    file = f"mem-path=/proc/self/fd/{config.memory_fd},share={'on' if config.shared else 'off'}"
-    yield from ("-M", "q35,memory-backend=ram")
-    yield from ("-object", f"memory-backend-file,id=ram,size={config.memory}M,{file}")
+    source = f"mem-path=/proc/self/fd/{file},share={'on' if shared else 'off'}"
+    yield from ("-object", f"memory-backend-file,id=ram,size={memory}M,{source}")
+
+
+def _processor(config: MachineConfig, number: int) -> Iterator[str]:
+    model = "host" if config.accelerator == "kvm" else "max"
+    yield from ("-device", devices.words(devices.processor(model, number)))
+
+
+def _module(number: int, size: int) -> Iterator[str]:
+    yield from ("-object", devices.words(devices.memory(number, size)))
+    yield from ("-device", devices.words(devices.module(number)))
 
 
 def _sockets(config: MachineConfig) -> Iterator[str]:
@@ -116,8 +162,8 @@ def _disk(number: int, disk: GuestDisk) -> Iterator[str]:
     yield from ("-device", f"virtio-blk-pci,drive=disk{number},id=disk{number},serial={disk.serial}")
 
 
-def _interface(number: int, interface: GuestInterface) -> Iterator[str]:
-    way = f"tap,id=net{number},fd={interface.fd}" if interface.fd >= 0 else f"hubport,id=net{number},hubid={number}"
+def _interface(interface: GuestInterface) -> Iterator[str]:
+    name = f"net{interface.slot}"
+    way = f"tap,id={name},fd={interface.fd}" if interface.fd >= 0 else f"hubport,id={name},hubid={interface.slot}"
     yield from ("-netdev", way)
-    device = f"virtio-net-pci,netdev=net{number},id=net{number},mac={interface.mac},host_mtu={interface.mtu},romfile="
-    yield from ("-device", device)
+    yield from ("-device", devices.words(devices.BUS.network_device(interface.slot, interface.mac, interface.mtu)))

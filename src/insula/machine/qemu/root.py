@@ -23,18 +23,22 @@ _DATA = (
     "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so",  # built in from version 8 on
     "/usr/share/qemu/pvh.bin",
     "/usr/share/qemu/kvmvapic.bin",
+    "/usr/share/qemu/keymaps/en-us",  # for keys of viewers that send symbols only
     "/usr/share/qemu/vgabios-stdvga.bin",
+    "/usr/share/seabios/vgabios-stdvga.bin",
     "/usr/share/seabios/bios-256k.bin",
 )
-_MODULES = ("insula.machine.shim.main", "insula.machine.shim.client", "traceback")
+_MODULES = ("insula.machine.shim.serve", "insula.machine.shim.start", "insula.machine.shim.client", "traceback")
 _SHIM = """\
 #!{interpreter} -ISB
 import sys
 if sys.argv[1:2] == ["exec"]:
     from insula.machine.shim.client import main
-else:
-    from insula.machine.shim.main import main
-main()
+    main()
+from insula.machine.shim.start import start
+started = start()
+from insula.machine.shim.serve import main
+main(started)
 """
 _LIBRARY = re.compile(r"(/\S+) \(0x")
 _DIRECTORIES = ("dev", "proc", "sys", "tmp")
@@ -42,6 +46,17 @@ _DIRECTORIES = ("dev", "proc", "sys", "tmp")
 
 def build(root: Path, kernel: bytes, initramfs: bytes) -> None:
     """Fill the directory `root`, which is new. OSError; RuntimeError if the shim can't be imported."""
+    build_shim(root)
+    for path in (QEMU, *(each for each in _DATA if os.path.exists(each))):
+        _copy(root, path)
+    for library in {*_libraries(QEMU), *(each for data in _DATA if data.endswith(".so") for each in _libraries(data))}:
+        _copy(root, library)
+    _write(root, KERNEL, kernel, 0o644)
+    _write(root, INITRAMFS, initramfs, 0o644)
+
+
+def build_shim(root: Path) -> None:
+    """Fill the directory `root`, which is new, with the shim alone. OSError; RuntimeError if it can't be imported."""
     for name in _DIRECTORIES:
         (root / name).mkdir()
     needed = python.closure(_MODULES, Path(insula.__file__).parents[1])
@@ -49,12 +64,6 @@ def build(root: Path, kernel: bytes, initramfs: bytes) -> None:
         _write(root, path, data, 0o755)
     for path, target in needed.links.items():
         _link(root, path, target)
-    for path in (QEMU, *(each for each in _DATA if os.path.exists(each))):
-        _copy(root, path)
-    for library in {*_libraries(QEMU), *(each for data in _DATA if data.endswith(".so") for each in _libraries(data))}:
-        _copy(root, library)
-    _write(root, KERNEL, kernel, 0o644)
-    _write(root, INITRAMFS, initramfs, 0o644)
     _write(root, SHIM, _SHIM.format(interpreter=needed.interpreter).encode(), 0o755)
 
 

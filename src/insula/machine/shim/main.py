@@ -1,187 +1,229 @@
-"""Process 1 of a machine's container: start QEMU, have the guest's program run, and end as it does.
+"""Process 1 of a machine's container, once it has started QEMU: have the guest's program run, and end as it does.
 
-What to do comes as JSON in descriptor `PLAN`. Other descriptors of the container are QEMU's.
+What to do comes as JSON, the plan, in a descriptor. Other descriptors of the container are QEMU's.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-import time
 
 from insula.kernel.event_loop import EventLoop
-from insula.machine.qemu.command_line import GuestDisk, GuestInterface, MachineConfig, arguments, descriptors
-from insula.machine.qemu.template import load
+from insula.machine.qemu.state import load
+from insula.machine.shim.agent import AgentConnection, AgentError
+from insula.machine.shim.arrival import Arrival
+from insula.machine.shim.changes import MachineChanges
+from insula.machine.shim.common import FAILED, say, status_of
+from insula.machine.shim.disks import FurtherDisks
+from insula.machine.shim.hotplug import NetworkDevices, only_first
+from insula.machine.shim.identity import MachineIdentity
+from insula.machine.shim.last_words import LastWords
 from insula.machine.shim.qmp import Qmp, QmpError
-from insula.machine.shim.sessions import AgentConnection, AgentError, ProgramSession
-from insula.model.cpython import dumps, loads, signal, socket
+from insula.machine.shim.readiness import Readiness
+from insula.machine.shim.resize import GrowingMachine, MachineSize
+from insula.machine.shim.sessions import ProgramSession
+from insula.machine.shim.slots import Slots
+from insula.machine.shim.start import StartedQemu
+from insula.machine.shim.started import StartedPrograms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
-PLAN = 3
-NAME = "\0insula-shim"
-"""The socket for `exec`: in the abstract namespace (unix(7)), which is that of the container's network."""
-FAILED = 125
-"""The exit status if the machine could not be started, as of engines."""
-FORWARDED = (1, 2, 3, 10, 12, 15)  # SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM
-_SEED = 64
+    from insula.machine import protocol
+    from insula.machine.shim.connection import ShimConnection, ShimMessage
+    from insula.machine.shim.start import KeptGuest
+
+_ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+"""Milliseconds and rounds of gratuitous ARP, QEMU's own defaults."""
 _OFF = 10.0
 """Seconds after which a machine that does not turn itself off is ended."""
 
 
 class Shim:
-    """Serves one machine. `plan` has `machine`, a `MachineConfig` as a dict, and `identity`, `network`, `program`."""
+    """Serves one machine. The plan has `identity`, `network` and `program` for the agent, the size of its `disk`, its
+    `memory` with `modules`, and `cpus`, the ports in its `slots` and those whose devices are `inserted`, and whether
+    the disk is to `remove` when the program has ended. With `resumed` the machine goes on from a snapshot, and its
+    program with it. With `arriving` it comes from another host (arrival.py)."""
 
-    def __init__(self, plan: dict[str, Any], loop: EventLoop) -> None:
-        self.plan, self.loop = plan, loop
-        self.pid = 0
+    off = _OFF
+
+    def __init__(
+        self, started: StartedQemu | KeptGuest, loop: EventLoop, coding: protocol.Coding | None = None
+    ) -> None:
+        self.plan, self.loop = started.plan, loop
+        self.pid = started.pid
         self.first: ProgramSession | None = None
         self.status = FAILED
-        self.agent: AgentConnection
+        self.programs = StartedPrograms()
+        self.arrival: Arrival | None = None
+        self._started = started
+        self.last_words = LastWords(started.errors, loop) if isinstance(started, StartedQemu) else None
+        self.identity = MachineIdentity(self.plan["identity"])
+        self.readiness = Readiness(self.identity, started.began)
+        self.agent = AgentConnection(started.agent.fileno(), loop, lambda: self._on_end(), coding)
         self.qmp: Qmp
+        self.changes = MachineChanges(self.agent, loop)
+        self.slots: Slots
+        self.devices: NetworkDevices
+        self.disks: FurtherDisks
+        self.size: MachineSize
+        self.growing: GrowingMachine
 
     def start(self) -> None:
-        """Start QEMU, and the program in the guest. QmpError, AgentError, OSError."""
-        monitor, of_monitor = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        agent, of_agent = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        config = machine(self.plan["machine"])._replace(agent=of_agent.fileno(), qmp=of_monitor.fileno())
-        for fd in descriptors(config):
-            os.set_inheritable(fd, True)
-        words = arguments(config, self.plan["qemu"])
-        self.pid = os.posix_spawn(words[0], words, {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", 0, 0)])
-        for fd in descriptors(config):
-            os.close(fd)
+        """Have the machine run, and the program in it. QmpError, AgentError, OSError."""
         self.loop.watch(os.pidfd_open(self.pid), lambda _: self._on_end())
-        self.agent = AgentConnection(agent, self.loop, lambda: self._on_end())
-        self.qmp = Qmp(monitor)
-        if config.state >= 0:
-            load(self.qmp, config.state, self.plan["disk"])
-        self._identify()
-        self.agent.request("network", **self.plan["network"])
-        program = self.plan["program"]
-        stdio = [0] if program["config"]["process"].get("terminal") else [0, 1, 2]
-        self.first = self.agent.run("start", program, stdio, self._on_first_end)
+        resumed, state = self.plan.get("resumed", False), self.plan["state"]
+        self.readiness.did("shim")
+        self.qmp = self.monitor()
+        self.slots = Slots(self.qmp, self.loop, self.plan["slots"])
+        self.devices = NetworkDevices(self.qmp, self.changes, self.slots, self.plan["network"])
+        self.disks = FurtherDisks(self.qmp, self.changes, self.slots)
+        self.size = self.growing = GrowingMachine(self.qmp, self.plan, "disk1", self.changes)
+        self.readiness.did("qemu")
+        if self.plan.get("arriving"):
+            self.arrival = Arrival(self.loop, self.qmp, self._end_with)
+            return
+        if resumed:
+            load(self.qmp, state)
+        elif state >= 0:
+            load(self.qmp, state, self.plan["disk"])
+        self.readiness.did("state")
+        self.begin(resumed=resumed)
+
+    def monitor(self) -> Qmp:
+        """The connection for commands to QEMU."""
+        assert isinstance(self._started, StartedQemu)
+        return Qmp(self._started.qmp)
+
+    def begin(self, *, resumed: bool = False) -> None:
+        """Give the machine its identity and its network, and have the program run in it."""
+        self.identity.give(self.agent)
+        self.readiness.did("identity")
+        self._configure(self.plan["network"])
+        self._attach_disks()
+        self.readiness.did("network")
+        verb, program = "adopt" if resumed else "start", self.plan["program"]
+        self.first = self.agent.run(verb, program, self._stdio(), self._on_first_end)
+        self.first.started = self.readiness.reach
         self.agent.serve()
 
-    def _identify(self) -> None:
-        """Give the machine its identity. QmpError if it answers with another one: it may be the copy of a copy."""
-        generation = os.urandom(16).hex()
-        answer = self.agent.request(
-            "identity",
-            **self.plan["identity"],
-            generation=generation,
-            seed=os.urandom(_SEED).hex(),
-            time=time.time_ns(),
-        )
-        if answer.get("generation") != generation:
-            raise QmpError("the machine did not take its identity")
+    def _stdio(self) -> list[int]:
+        return [0] if self.plan["program"]["config"]["process"].get("terminal") else [0, 1, 2]
+
+    def own(self, numbers: dict[str, int]) -> None:
+        """Have a machine that has arrived go on, and its program with it: it is this host's from now on."""
+        try:
+            self.qmp.execute("cont")
+            self.readiness.did("own")
+            self.qmp.execute("announce-self", **_ANNOUNCE)
+            self.agent.follow(numbers)
+            self.identity.give(self.agent)
+            routes = {"routes": self.plan["network"]["routes"]}
+            self.first = self.agent.go_on(numbers, routes, self._stdio(), self._on_first_end)
+            self.first.started = self.readiness.reach
+            self.agent.serve()
+        except (QmpError, AgentError, OSError) as error:
+            self._end_with(str(error))
+
+    def _end_with(self, why: str) -> NoReturn:
+        os.write(2, f"the machine can't go on here: {why}\n".encode())
+        self.finish()
+
+    def forward(self, number: int) -> None:
+        """Pass a signal on to the program."""
+        if self.first:
+            self.first.forward(number)
+
+    def _attach_disks(self) -> None:
+        """Attach the further disks, before the program starts. QmpError, AgentError."""
+        for each in self.plan.get("disks", ()):
+            self.disks.insert(each["disk"], each["path"], each["file"])
+            os.close(each["file"])
+        for each in self.plan.get("disks", ()):
+            self.changes.request("mount", disk=each["disk"], path=each["path"])
+
+    def _configure(self, network: dict[str, Any]) -> None:
+        """Have the agent configure the network. A template has one device: others are inserted when that has its name.
+        QmpError; AgentError if one does not appear."""
+        if not self.plan.get("inserted"):
+            self.agent.request("network", **network)
+            return
+        self.agent.request("network", **only_first(network))
+        for each in self.plan["inserted"]:
+            self.devices.insert(each, each["tap"])
+            os.close(each["tap"])
+        self.changes.request("ports", **network)
+
+    def run(self, message: ShimMessage) -> ProgramSession | None:
+        """Have a further program run; None if it is refused. The descriptors of the message are its streams, and its
+        connection gets how it ended."""
+        request, connection = message.content, message.connection
+        stdio = message.take_all()
+        name = request.pop("name", None)
+
+        def ended(end: dict[str, Any]) -> None:
+            for each in stdio:
+                os.close(each)
+            if name and "step" in end:
+                self.programs.tell(name, {"failed": end})
+            connection.reply(end)
+
+        session = self.agent.run("archive" if "archive" in request else "exec", request, stdio, ended)
+        if name:
+            session.started = lambda: self.programs.tell(name, {})
+        return session
+
+    def sign(self, answered: Callable[[], object]) -> None:
+        """Ask for a sign that the machine answers."""
+        self.agent.ask("ping", {}, lambda _: answered())
+
+    def forget(self, connection: ShimConnection) -> None:
+        """Take note that a connection has ended."""
+        self.programs.forget(connection)
+        if self.readiness.forget(connection):
+            self._turn_off()
+
+    # -- its end ---------------------------------------------------------------------------------------------------
 
     def _on_first_end(self, end: dict[str, Any]) -> None:
         self.status = status_of(end)
+        if "step" in end and not self.readiness.reached:
+            self._fail(end)
+        else:
+            self._turn_off()
+
+    def _fail(self, end: dict[str, Any]) -> None:
+        """Tell insulad why the program can't be executed, and end when it has read that. If it does not ask, the log
+        tells."""
+
+        def nobody_asks() -> None:
+            say(end)
+            self._turn_off()
+
+        self.readiness.fail(end)
+        self.loop.later(_OFF, nobody_asks)
+
+    def _turn_off(self) -> None:
+        if self.plan.get("remove"):  # nobody will read its disk
+            self.finish()
         self.agent.turn_off()  # it writes what is to be written first; then QEMU ends by itself
-        self.loop.later(_OFF, self.finish)
+        self.loop.later(self.off, self.finish)
 
     def _on_end(self) -> None:
         """QEMU has ended by itself, or was killed."""
         self.finish()
 
+    def leave(self) -> NoReturn:
+        """End here, since the machine runs at another host."""
+        for each in self.agent.programs.values():
+            each.ended({"step": "exec", "errno": 0, "error": "the machine has moved to another host; execute it again"})
+        self.status = 0
+        self.finish()
+
     def finish(self) -> NoReturn:
-        """End QEMU, and this process with the status of the guest's program."""
-        if self.pid:
-            os.kill(self.pid, 9)
-            os.waitpid(self.pid, 0)
+        """End QEMU, and this process with the status of the guest's program. If QEMU has failed, it is told why."""
+        os.kill(self.pid, 9)
+        if os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) not in (0, -9) and self.last_words:
+            self.last_words.tell()
         os._exit(self.status)
-
-    # -- further programs ------------------------------------------------------------------------------------------
-
-    def listen(self) -> None:
-        """Listen for `exec`: a connection for each program, whose first message has its streams as descriptors."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        listener.bind(NAME)
-        listener.listen(64)
-        self._listener = listener
-        self.loop.watch(listener.fileno(), lambda _: self._accept())
-
-    def _accept(self) -> None:
-        fd, _ = self._listener._accept()  # type: ignore[attr-defined]
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
-        self.loop.watch(fd, lambda _: self._on_client(connection, None))
-
-    def _on_client(self, connection: socket.socket, session: ProgramSession | None) -> None:
-        message, stdio = _receive(connection)
-        if message is None:
-            self.loop.unwatch(connection.fileno())
-            connection.close()
-            if session:
-                session.signal(9)
-        elif session is None:
-
-            def ended(end: dict[str, Any]) -> None:
-                for each in stdio:
-                    os.close(each)
-                connection.send(dumps(end).encode())
-                self.loop.unwatch(connection.fileno())
-                connection.close()
-
-            made = self.agent.run("exec", message, stdio, ended)
-            self.loop.watch(connection.fileno(), lambda _: self._on_client(connection, made))
-        elif "signal" in message:
-            session.signal(message["signal"])
-
-
-def status_of(end: dict[str, Any]) -> int:
-    """The exit status for how a program ended, as a shell has it: 128 and the signal, 127 if there is no such program,
-    126 if it can't be executed."""
-    if "status" in end:
-        status = int(end["status"])
-        return status if status >= 0 else 128 - status
-    os.write(2, f"{end.get('step')}: {end.get('error')}\n".encode())
-    return 127 if end.get("errno") == 2 else 126
-
-
-def machine(plan: dict[str, Any]) -> MachineConfig:
-    """The machine that a plan describes."""
-    disks = [GuestDisk(*each) for each in plan.pop("disks")]
-    interfaces = [GuestInterface(*each) for each in plan.pop("interfaces")]
-    return MachineConfig(**plan, agent=-1, qmp=-1, disks=disks, interfaces=interfaces)
-
-
-def _receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """A message and its descriptors; None at the end."""
-    try:
-        data, ancillary, _, _ = connection.recvmsg(1 << 17, 256, socket.MSG_CMSG_CLOEXEC)
-    except OSError:
-        return None, []
-    found: list[int] = []
-    for level, kind, rights in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            found += struct.unpack(f"{len(rights) // 4}i", rights[: len(rights) & ~3])
-    return (loads(data.decode()) if data else None), found
-
-
-def main() -> NoReturn:
-    """Be process 1 of the container."""
-    plan = loads(os.read(PLAN, 1 << 20).decode())
-    os.close(PLAN)
-    loop = EventLoop("shim")
-    shim = Shim(plan, loop)
-    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    for number in FORWARDED:
-        signal.signal(number, lambda *_: None)
-
-    def forward(_: int) -> None:
-        for number in os.read(read, 64):
-            if shim.first:
-                shim.first.signal(number)
-
-    loop.watch(read, forward)
-    try:
-        shim.start()
-        shim.listen()
-    except (QmpError, AgentError, OSError, TimeoutError) as error:
-        os.write(2, f"the machine can't be started: {error}\n".encode())
-        shim.finish()
-    loop.run()

@@ -1,11 +1,13 @@
 """Commands to QEMU: the QEMU Machine Protocol, JSON lines over a socket (docs/interop/qmp-spec.rst of QEMU).
 
 Each command has an answer, and events come between. QEMU runs a stranger's machine, and may be in the stranger's hands:
-it gets `DEADLINE` seconds for each answer, and a line has at most `MAX_LINE` bytes.
+it gets `DEADLINE` seconds for each answer, and a line has at most `MAX_LINE` bytes. Each command has a number, so that
+an answer that comes too late is not taken for that to the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import select
 import struct
 import time
@@ -14,7 +16,7 @@ from insula.model.cpython import dumps, loads, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 DEADLINE = 30.0
@@ -31,6 +33,8 @@ class Qmp:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._buffer = b""
+        self._number = 0
+        self._deadline = DEADLINE
         self.events: list[dict[str, Any]] = []
         self._line(time.monotonic() + DEADLINE)  # the greeting
         self.execute("qmp_capabilities")
@@ -42,19 +46,43 @@ class Qmp:
         """Execute a command and return what it returns. Events that come before are kept. QmpError."""
         return self._execute(command, arguments)
 
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Give QEMU so many seconds for each answer meanwhile."""
+        before, self._deadline = self._deadline, seconds
+        try:
+            yield
+        finally:
+            self._deadline = before
+
     def give(self, name: str, fd: int) -> None:
         """Give QEMU a copy of a descriptor, which later commands name (`getfd`). QmpError."""
         self._execute("getfd", {"fdname": name}, [fd])
 
+    def add(self, number: int, fd: int) -> None:
+        """Give QEMU a copy of a descriptor as /dev/fdset/`number` (`add-fd`). QmpError."""
+        self._execute("add-fd", {"fdset-id": number}, [fd])
+
+    def drain(self) -> None:
+        """Read events that have come, and drop them. QmpError if QEMU has ended."""
+        self._line(time.monotonic() + DEADLINE)
+        while b"\n" in self._buffer:
+            self._line(0.0)
+        self.events.clear()
+
     def _execute(self, command: str, arguments: dict[str, Any], descriptors: Sequence[int] = ()) -> Any:
         rights = struct.pack(f"{len(descriptors)}i", *descriptors)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
-        self._socket.sendmsg([dumps({"execute": command, "arguments": arguments}).encode() + b"\n"], ancillary)
-        end = time.monotonic() + DEADLINE
+        self._number += 1
+        line = dumps({"execute": command, "arguments": arguments, "id": self._number}).encode() + b"\n"
+        self._socket.sendmsg([line], ancillary)
+        end = time.monotonic() + self._deadline
         while True:
             message = self._line(end)
             if "event" in message:
                 self.events.append(message)
+            elif message.get("id") != self._number:
+                continue
             elif "error" in message:
                 raise QmpError(f"{command}: {message['error'].get('desc')}")
             elif "return" in message:
