@@ -20,6 +20,7 @@ import msgspec
 
 from insula.model import quotas
 from insula.model.errors import Invalid
+from insula.model.machine_settings import MachineSettings, check_machines
 from insula.model.network_settings import NetworkSettings, check_network
 from insula.model.oidc import DESCRIPTIONS, OidcSettings, check_providers
 from insula.model.quota_settings import USERS, QuotaSettings, limit, takes
@@ -119,6 +120,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api: ApiSettings = ApiSettings()
     quotas: QuotaSettings = QuotaSettings()
     storage: StorageSettings = StorageSettings()
+    machines: MachineSettings = MachineSettings()
     oidc: list[OidcSettings] = []
 
     @property
@@ -270,6 +272,20 @@ DOCUMENTED = (
         "Instances are created only while so much is free on their file system, or a twentieth of it, whichever is "
         "less.",
     ),
+    Documented(
+        "machines.hypervisor",
+        "qemu, xen:///system, esx://USER@HOST/",
+        "The hypervisor of virtual machines. On domain 0 of Xen `insula run --vm` makes guests of it. With ESXi it is "
+        "refused, and `insula doctor` tries the connection.",
+    ),
+    Documented(
+        "machines.template",
+        "128m, 256m, 512m, 1g, 2g, 4g, 8g, or 0",
+        "Memory of virtual machines whose template is made in the background, so that the first of them starts as fast "
+        "as others, on a host that has what they need. It takes some 100 MiB. 0: none is made in advance.",
+    ),
+    Documented("machines.migration", "list of addresses and CIDRs", "Hosts that machines may move to."),
+    Documented("machines.password_file", "absolute path, or empty", "A file with the password of the user of ESXi."),
     *(Documented(f"oidc.{name}", value, text) for name, value, text in DESCRIPTIONS),
 )
 
@@ -377,6 +393,7 @@ def _unknown(data: Mapping[str, Any], kind: type, above: str) -> str | None:
             ApiSettings,
             QuotaSettings,
             StorageSettings,
+            MachineSettings,
         ):
             found = _unknown(value, fields[key], f"{above}{key}.")
             if found:
@@ -436,6 +453,7 @@ def _check(settings: Settings, names: Mapping[str, str]) -> None:
     if 0 < size < _LEAST_AUDIT:
         raise wrong("audit.size", audit.size, "is too small", "64k at least, or 0")
     _check_storage(settings.storage, wrong)
+    check_machines(settings.machines, wrong)
     if audit.witness and not Path(audit.witness).is_absolute():
         raise wrong("audit.witness", audit.witness, "is not absolute", "write the whole path")
     if not 0 <= audit.files <= _MAX_AUDIT_FILES:

@@ -13,11 +13,12 @@ from insula.control.allocation.in_flight import InFlight
 from insula.control.allocation.limits import TenantLimits
 from insula.control.allocation.rates import Rates
 from insula.control.allocation.reservations import Allocators
-from insula.control.instances.drivers.base import Driver
+from insula.control.instances.drivers.base import DISK_MACHINES, Driver
 from insula.control.instances.drivers.groups import TenantGroups
 from insula.control.problems import Problems
 from insula.control.telemetry import Telemetry
 from insula.control.workers import Locks, Workers
+from insula.model.disk_images import DiskRoot
 from insula.model.errors import Unavailable
 from insula.model.objects import Instance, InstanceSpec
 from insula.model.quota_settings import user_limit
@@ -72,8 +73,8 @@ class Context:
         object.__setattr__(self, "rates", Rates(user_limit(self.settings.quotas, "user_requests")))
 
     def driver(self, instance: Instance) -> Driver:
-        """The driver of the instance's kind."""
-        return self.driver_for(instance.spec)
+        """The driver of the instance's kind, and of what it is made of."""
+        return self.drivers[DISK_MACHINES] if isinstance(instance.root, DiskRoot) else self.driver_for(instance.spec)
 
     def driver_for(self, spec: InstanceSpec) -> Driver:
         """The driver of the spec's kind."""

@@ -120,7 +120,8 @@ def _checks(settings: Settings) -> Iterator[Check]:
     for program, meaning in _PROGRAMS.items():
         path = shutil.which(program, path=_SEARCH)
         yield _check(meaning, path is not None, path or "not installed")
-    yield machines.examine()
+    yield machines.examine(settings)
+    yield machines.examine_hypervisors(settings.machines)
     yield _ipv6()
     yield _forwarding()
     yield _link(settings)
@@ -145,6 +146,8 @@ def _features(settings: Settings) -> Iterator[Check]:
     except InsulaError as error:
         found = dict.fromkeys(_FEATURES, features.Feature(None, error.message))
     for name, meaning in _FEATURES.items():
+        if name == "virtual_machines" and settings.machines.hypervisor != "qemu":
+            continue
         works, detail = found[name]
         yield _check(meaning, works, detail)
 

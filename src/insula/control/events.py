@@ -29,6 +29,7 @@ from insula.control.keys import (
     POLICIES,
     ROUTERS,
     SHARED,
+    SNAPSHOTS,
     STATUS,
     TENANTS,
 )
@@ -128,6 +129,18 @@ def _load_balancer(event: Event) -> EventDict:
     return _named(LOAD_BALANCERS, "load-balancer", event)
 
 
+def _snapshot(event: Event) -> EventDict | None:
+    """A snapshot is made when it is complete."""
+    found = {**_named(SNAPSHOTS, "snapshot", event), "instance": SNAPSHOTS.parts(event.entry.key)[1]}
+    if event.kind == "delete":
+        made = event.previous and SNAPSHOTS.decode(event.previous).state == "ready"
+        return found if made else None
+    snapshot = SNAPSHOTS.decode(event.entry)
+    if snapshot.state != "ready":
+        return None
+    return {**found, "action": "created", "memory": snapshot.memory, "size": snapshot.size}
+
+
 def _image(event: Event) -> EventDict:
     return _named(IMAGES, "image", event)
 
@@ -196,4 +209,5 @@ _RENDERERS = {
     INSTANCES.root: _instance,
     STATUS.root: _status,
     EVENTS.root: _recorded,
+    SNAPSHOTS.root: _snapshot,
 }

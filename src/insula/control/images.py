@@ -27,11 +27,13 @@ from insula.control.instances.specs import cli_command
 from insula.control.keys import IMAGES, INSTANCES, NETWORKS, SHARED, TENANTS, USAGE
 from insula.control.tenants import Tenants
 from insula.control.turns import Turns
+from insula.image.disk.convert import DiskFormat
 from insula.image.egress import Egress
 from insula.image.job import Job
 from insula.image.limits import AT_ONCE, AT_ONCE_MORE, AT_ONCE_TENANT
 from insula.image.reference import Reference, normalise_reference, parse
 from insula.image.registry import Auth, Progress
+from insula.model.disk_images import DevicesKind, Firmware
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
 from insula.model.objects import Image, ImageConfig, Tenant
 from insula.model.quotas import QUOTAS
@@ -189,6 +191,31 @@ class Images:
         [image] = await self._name(tenant, [await self._work(tenant, make)])
         return image
 
+    async def import_disk(
+        self,
+        tenant: str,
+        disk: Path | BinaryIO,
+        *,
+        name: str,
+        kind: DiskFormat,
+        firmware: Firmware | None = None,
+        devices: DevicesKind = "para",
+    ) -> Image:
+        """Make an image from a disk image of any operating system, for virtual machines."""
+        await self._check_room(tenant)
+        name = normalise_reference(name)
+        make = partial(
+            self.context.images.import_disk,
+            disk,
+            name=name,
+            tenant=tenant,
+            kind=kind,
+            firmware=firmware,
+            devices=devices,
+        )
+        [image] = await self._name(tenant, [await self._work(tenant, make)])
+        return image
+
     async def load(self, tenant: str, path: Path, *, name: str | None = None) -> Sequence[Image]:
         """Load the images of an OCI layout (directory or tar) or docker-archive. `name` is allowed for one image."""
         await self._check_room(tenant)
@@ -328,7 +355,7 @@ class Images:
         left = [image for image in before if image.name in names and image.digest not in others]
         if not left:
             return []
-        used = {instance.image_digest for instance in await INSTANCES.readable(self.context.store, tenant)}
+        used = {image for each in await INSTANCES.readable(self.context.store, tenant) for image in each.images}
         return [
             msgspec.structs.replace(image, name=f"{image.name.partition('@')[0].rpartition(':')[0]}@{image.digest}")
             for image in left
@@ -390,7 +417,7 @@ class Images:
 
         async def attempt(guard: Found[Usage]) -> None:
             instances = await INSTANCES.list(store, tenant)
-            if users := [instance.name for instance in instances if instance.image_digest == image.digest]:
+            if users := [instance.name for instance in instances if image.digest in instance.images]:
                 raise Conflict(f"image {image.name} is used by {', '.join(users[:3])}", "remove these instances first")
             before = await IMAGES.readable(store, tenant)
             rest = [each for each in before if each.name != image.name]
@@ -441,7 +468,7 @@ class Images:
 async def _alive(images: Snapshot, instances: Snapshot) -> tuple[set[str], set[str]]:
     """The digests of manifests, and the layers, that names and instances need."""
     named, running = await IMAGES.decode_all(images.entries), await INSTANCES.decode_all(instances.entries)
-    digests = {image.digest for image in named} | {instance.image_digest for instance in running}
+    digests = {image.digest for image in named} | {digest for instance in running for digest in instance.images}
     return digests, {layer for image in named for layer in image.layers} | {
         layer for instance in running for layer in instance.root.layers
     }

@@ -18,6 +18,7 @@
 /instances/TENANT/INSTANCE          Instance: the desired state
 /status/TENANT/INSTANCE             InstanceStatus: the observed state, when it has settled
 /events/TENANT/INSTANCE             InstanceEvent: the last one; the store's history has earlier ones
+/snapshots/TENANT/ID/NAME           InstanceSnapshot of the instance with that ID
 /claims/KIND/…                      see allocation/reservations.py
 /external/PROTOCOL/PORTS/ADDRESS    ExternalClaim of a range of ports; ADDRESS is "*" for all of the host's
 /external-guard                     see networks/external.py
@@ -47,6 +48,7 @@ from insula.model.policies import AddressGroup, OperatorPolicy, Policy
 from insula.model.principals import Binding, Certificate, Principal, Token
 from insula.model.routers import Router
 from insula.model.service_endpoints import ServiceEndpoint
+from insula.model.snapshots import InstanceSnapshot
 from insula.model.views import Usage
 from insula.store.typed import Keyspace
 
@@ -68,6 +70,7 @@ IMAGES = Keyspace("/images", Image, 2)
 INSTANCES = Keyspace("/instances", Instance, 2, upgrades.instance)
 STATUS = Keyspace("/status", InstanceStatus, 2, upgrades.status)
 EVENTS = Keyspace("/events", InstanceEvent, 2)
+SNAPSHOTS = Keyspace("/snapshots", InstanceSnapshot, 3)
 
 IDENTITIES = "/identities/"
 """The prefix of all that says who may do what."""

@@ -28,10 +28,14 @@ from insula.control.identity import host_name
 from insula.control.images import Images
 from insula.control.instances.admission import Admission
 from insula.control.instances.controller import InstanceController
+from insula.control.instances.disks import Disks
 from insula.control.instances.drivers.groups import TenantGroups
 from insula.control.instances.drivers.registry import open_drivers
+from insula.control.instances.forking import Forking
 from insula.control.instances.loading import Loaded, load, sweep
 from insula.control.instances.managed import ManagedInstances
+from insula.control.instances.migrating import Migrating
+from insula.control.instances.snapshots import Snapshots
 from insula.control.instances.stats import Stats
 from insula.control.instances.verbs import Instances
 from insula.control.isolation_watch import IsolationWatch
@@ -71,8 +75,8 @@ _REMOVALS = 8  # instances that are removed at a time
 
 class ControlPlane:
     """The verbs are `tenants`, `identities`, `networks`, `routers`, `peerings`, `endpoints`, `floating_ips`,
-    `load_balancers`, `guarantees`, `images`,
-    `instances`, `declared`, `stats`, `accounting`, `host`, `tracer` and `events`; see their classes."""
+    `load_balancers`, `guarantees`, `images`, `instances`, `snapshots`, `forking`, `migrating`, `declared`, `stats`,
+    `accounting`, `host`, `tracer` and `events`; see their classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
         """`shared`: other daemons commit to the store, too."""
@@ -108,6 +112,10 @@ class ControlPlane:
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks, accounts)
         admission = Admission(context, self.tenants, self.networks, self.images, ports, accounts)
         self.instances = Instances(self.tenants, admission, self.instance_controller, self.tasks, enforcement)
+        self.snapshots = Snapshots(self.instances, self.tasks)
+        self.disks = Disks(self.instances, self.tasks)
+        self.forking = Forking(self.snapshots)
+        self.migrating = Migrating(self.snapshots)
         verbs = Verbs(
             self.tenants,
             self.identities,
@@ -172,6 +180,7 @@ class ControlPlane:
 
     async def _load(self) -> None:
         self._loaded = await load(self.context, self.instance_controller)
+        await self.context.problems.guard("instances that did not arrive", self.migrating.clean())
         self.context.preparing.update({tenant.name: asyncio.Event() for tenant in self._loaded.tenants})
         await self.accounting.accounts.load()
         await self.balancer_checks.load()
@@ -204,6 +213,8 @@ class ControlPlane:
     async def _reconcile(self) -> None:
         assert self._loaded
         self.tasks.spawn(sweep(self.context, self.instance_controller, self._loaded.leftovers))
+        self.tasks.spawn(self.context.problems.guard("snapshots of instances", self.snapshots.sweep()))
+        self.tasks.spawn(self.context.problems.guard("instances that were leaving", self.migrating.resume()))
         revision = self._loaded.revision
         everything = asyncio.gather(self.network_controller.begin(revision), self.instance_controller.begin(revision))
         await self.context.problems.guard("reconciliation", everything)

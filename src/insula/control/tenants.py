@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import msgspec
+from msgspec import UNSET
 
 from insula.control.accounting.accounts import Accounts
 from insula.control.accounting.ledger import first_ledger
@@ -28,7 +29,7 @@ from insula.control.disk import disk_view, unlimited
 from insula.control.idempotency import kept_of
 from insula.control.identities.authority import no_tenant
 from insula.control.identities.cache import IdentityCache
-from insula.control.instances.specs import check_labels, cli_command
+from insula.control.instances.specs import check_labels, cli_command, relabelled
 from insula.control.keys import (
     ADDRESS_GROUPS,
     BINDINGS,
@@ -57,7 +58,7 @@ from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
 from insula.model.peerings import Peering
 from insula.model.quota_settings import new_limits
 from insula.model.units import check_label, shorten
-from insula.model.views import LimitsPatch, TenantView, Usage
+from insula.model.views import LimitsPatch, TenantPatch, TenantView, Usage
 from insula.store.protocol import Compare, Delete, TransactionConflict
 from insula.store.typed import Found
 
@@ -128,32 +129,47 @@ class Tenants:
             undo.pop_all()
         return TenantView(tenant=tenant, usage=Usage())
 
-    async def update(self, name: str, patch: LimitsPatch) -> TenantView:
-        """Change the limits on all of a tenant's instances together. Invalid; QuotaExceeded if its instances have
-        reserved more; Failed if the kernel refuses them. After an error nothing has changed."""
+    async def update(self, name: str, patch: TenantPatch) -> TenantView:
+        """Change a tenant's labels, and the limits on all of its instances together. Invalid; QuotaExceeded if its
+        instances have reserved more; Failed if the kernel refuses them. After an error nothing has changed."""
+        changes = {each: value for each, value in msgspec.structs.asdict(patch).items() if value is not UNSET}
+        labels = changes.pop("labels", None)
         async with self._updating:
             before = (await self.find(name)).value
-            await self._set_limits(name, check_limits(merge(before.limits, patch)))
-            try:
-                if error := (await self.controller.converged(name)).get("limits"):
-                    raise error
-            except BaseException:
-                await self._set_limits(name, before.limits, undo=True)
-                await self.controller.converged(name)
-                raise
+            wanted = before.labels if labels is None else relabelled(before.labels, labels)
+            if changes or labels is None:
+                await self._change_limits(before, LimitsPatch(**changes))
+            if labels is not None:
+                await self._relabel(name, wanted)
         self.context.problems.solved(_record(name))
         return await self.get(name)
 
-    async def relabel(self, name: str, labels: dict[str, str]) -> None:
-        """Replace the labels of a tenant. Invalid, NotFound."""
-        check_labels(labels)
+    async def _change_limits(self, before: Tenant, patch: LimitsPatch) -> None:
+        name = before.name
+        await self._set_limits(name, check_limits(merge(before.limits, patch)))
+        try:
+            if error := (await self.controller.converged(name)).get("limits"):
+                raise error
+        except BaseException:
+            await self._set_limits(name, before.limits, undo=True)
+            await self.controller.converged(name)
+            raise
 
+    async def relabel(self, name: str, labels: dict[str, str]) -> None:
+        """Replace the labels of a tenant. The operator's policies that select it by them are in force then. Invalid,
+        NotFound."""
+        check_labels(labels)
+        async with self._updating:
+            await self._relabel(name, labels)
+
+    async def _relabel(self, name: str, labels: dict[str, str]) -> None:
         async def attempt() -> None:
             found = await self.find(name)
             put = TENANTS.put(msgspec.structs.replace(found.value, labels=labels), name)
             await self.context.store.transact([TENANTS.unchanged(found, name)], [put])
 
         await retried(attempt)
+        await self.controller.converged(name)
 
     async def _set_limits(self, name: str, limits: Limits, *, undo: bool = False) -> None:
         async def attempt(guard: Found[Usage]) -> None:

@@ -11,7 +11,7 @@ from insula.control.instances.managed import ManagedInstances
 from insula.control.networks.intents import Intents
 from insula.model.errors import NotFound
 from insula.model.tracing import TraceView
-from insula.network.trace import live, parse, trace
+from insula.network.tracing.trace import live, parse, trace
 
 _PLUGGED = ("running", "paused", "stopping")
 

@@ -1,4 +1,4 @@
-"""`insula verify`: measures whether tenants are isolated. `insula.network.verify` compares; this module gives it the
+"""`insula verify`: measures whether tenants are isolated. `insula.network.proof` compares; this module gives it the
 desired state from the store and the network namespaces of running instances.
 
 The locks of all tenants are held meanwhile, so that no network changes. Instances may still start and end. If one did
@@ -20,10 +20,10 @@ from insula.control.networks.intents import Intents
 from insula.control.tasks import Tasks
 from insula.model.errors import NotFound
 from insula.model.views import VerifyReport
-from insula.network.fabric import NetnsNic, TapNic
+from insula.network.fabric import DeviceNic, NetnsNic, TapNic
 from insula.network.intent import TenantIntent
-from insula.network.proof import Prover
-from insula.network.verify import verify
+from insula.network.proof.prover import Prover
+from insula.network.proof.verify import verify
 
 _ATTEMPTS = 5
 
@@ -135,18 +135,18 @@ class Verifier:
 
     def _nics(self, held: AsyncExitStack) -> tuple[dict[int, int], set[int]]:
         """A descriptor of each running instance's network namespace, by the indices of its ports; and the indices of
-        ports that are taps."""
+        ports that are devices of virtual machines."""
         found: dict[int, int] = {}
         taps: set[int] = set()
         for managed in self.managed.of(None):
             ports = managed.instance.plugged
-            if ports and managed.status.state in ("running", "paused", "stopping"):
+            if ports and managed.status.state in ("starting", "running", "paused", "stopping"):
                 with suppress(NotFound):  # it has just ended
                     nic = self.context.driver(managed.instance).nic(managed.instance.id)
                     held.callback(nic.close)
                     if isinstance(nic, NetnsNic):
                         found |= {port.index: nic.fd for port in ports}
-                    elif isinstance(nic, TapNic):
+                    elif isinstance(nic, TapNic | DeviceNic):
                         taps |= {port.index for port in ports}
         return found, taps
 

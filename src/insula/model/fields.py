@@ -112,12 +112,13 @@ GroupName = Annotated[str, _text(rules.USER, 255, "audio")]
 Hostname = Annotated[str, _text(rules.HOSTNAME, rules.MAX_HOSTNAME, "web.example.com")]
 Domain = Annotated[str, _text(rf"{rules.DOMAIN}", rules.MAX_DOMAIN, "example.com")]
 SearchDomain = Annotated[str, _text(rf"{rules.DOMAIN}|\.", rules.MAX_DOMAIN, "example.com")]
+HostAddress = Annotated[str, schema(maxLength=300, examples=["192.0.2.7:7443"])]
+AuthorityPem = Annotated[str, schema(maxLength=1 << 16, description="PEM")]
+TicketSecret = Annotated[str, schema(maxLength=128)]
 Signal = Annotated[str, _text(rules.SIGNAL, 12, "SIGTERM")]
 StopTimeout = Annotated[float, _number(0, rules.MAX_STOP_TIMEOUT)]
-TmpfsPath = Annotated[
-    str,
-    _text(r"(?!/(?:proc|sys|dev)(?:/|$))(?:/(?!\.{1,2}(?:/|$))[^/\x00]+)+", rules.MAX_PATH, "/run"),
-]
+TMPFS_PATH = r"(?!/(?:proc|sys|dev)(?:/|$))(?:/(?!\.{1,2}(?:/|$))[^/\x00]+)+"
+TmpfsPath = Annotated[str, _text(TMPFS_PATH, rules.MAX_PATH, "/run")]
 Bytes = Annotated[int, _number(rules.MIN_TMPFS, rules.MAX_BYTES)]
 TmpfsMode = Annotated[int, _number(0, rules.MAX_TMPFS_MODE)]
 Id = Annotated[int, _number(0, rules.IDS - 1)]
@@ -141,4 +142,9 @@ GroupNames = Annotated[list[GroupName], at_most(rules.MAX_GROUPS)]
 NameServers = Annotated[list[IpAddress], at_most(rules.MAX_NAME_SERVERS)]
 SearchDomains = Annotated[list[SearchDomain], at_most(rules.MAX_SEARCH_DOMAINS)]
 ArgumentVector = Annotated[list[ArgumentText], at_most(65536, least=1)]
+UserData = Annotated[str, schema(maxLength=rules.MAX_USER_DATA, examples=["#cloud-config\n{}\n"])]
+SshKeys = Annotated[
+    list[Annotated[str, _text(rules.SSH_KEY, rules.MAX_SSH_KEY, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 ann@example")]],
+    at_most(rules.MAX_SSH_KEYS),
+]
 Release = Annotated[str, _text(rules.RELEASE, 32, "bookworm")]

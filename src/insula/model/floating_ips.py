@@ -18,13 +18,18 @@ from insula.model.objects import Struct
 
 class FloatingIp(Struct, kw_only=True):
     """A floating address. `instance` is the ID of the instance that has all its packets, by its port on `network`; None
-    as network is its first one."""
+    as network is its first one.
+
+    `kept_for` is the name of an instance that an apply replaces: when it creates that again, the address is attached to
+    the new one, by the port on the same network.
+    """
 
     tenant: str
     name: str
     address: str
     instance: str | None = None
     network: str | None = None
+    kept_for: str | None = None
     labels: dict[str, str] = {}
     created: float
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, dataclass_transform
 import msgspec
 
 from insula.model import fields, quotas, rules
+from insula.model.disk_images import DevicesKind, DiskRoot
+from insula.model.disks import FurtherDisk
 
 IDS_PER_TENANT = 65536
 """The number of user and group IDs of each tenant on the host, from `Tenant.id_base` up (user_namespaces(7))."""
@@ -187,7 +189,8 @@ class Image(Struct, kw_only=True):
 
     `layers` are the DiffIDs (sha256 of the uncompressed layer tar), lowest first. `notes` list for people what was left
     out of the image, such as device nodes. `content` is all that is stored for it, in bytes by digest: its manifest,
-    configuration and layers as distributed, and ``layer/DIFFID`` for each extracted one (the size of its tar).
+    configuration and layers as distributed, and ``layer/DIFFID`` for each extracted one (the size of its tar). A
+    disk image has no layers but a `disk`.
     """
 
     tenant: str
@@ -201,6 +204,7 @@ class Image(Struct, kw_only=True):
     created: float
     notes: list[str] = []
     content: dict[str, int] = {}
+    disk: DiskRoot | None = None
 
 
 # -- requests ---------------------------------------------------------------------
@@ -281,10 +285,18 @@ class ContainerOptions(Struct, kw_only=True, tag_field="kind", tag="container"):
 
 
 class MachineOptions(Struct, kw_only=True, tag_field="kind", tag="machine"):
-    """The options of virtual machines only. `cold` boots the machine instead of copying one that was booted."""
+    """The options of virtual machines only. `cold` boots the machine instead of copying one that was booted, and with
+    `privileged` root has all rights on the guest's kernel. The others are for disk images: their `devices` (None: those
+    of the image), what cloud-init is told, and a CD."""
 
     cold: bool = False
     group_add: fields.GroupNames = []  # as of containers
+    privileged: bool = False
+    devices: DevicesKind | None = None
+    user_data: fields.UserData | None = None  # as it is, for example a #cloud-config
+    ssh_keys: fields.SshKeys = []  # of the default user, as in authorized_keys (sshd(8))
+    cdrom: fields.ImageReference | None = None  # an image of a CD, which is in a drive
+    disks: Annotated[list[FurtherDisk], fields.at_most(rules.MAX_DISKS)] = []
 
     @property
     def pid_of(self) -> None:
@@ -388,8 +400,8 @@ class OverlayRoot(Struct, kw_only=True, tag_field="type", tag="overlay"):
     layers: list[str]
 
 
-Root = OverlayRoot
-"""A tagged union by `type`, to which block devices will be added."""
+Root = OverlayRoot | DiskRoot
+"""A tagged union by `type`."""
 
 
 class Instance(Struct, kw_only=True):
@@ -414,7 +426,16 @@ class Instance(Struct, kw_only=True):
     stop_timeout: float | None = None
     generation: int = 1
     starts: int = 0
+    cold_start: int | None = None  # the start that boots a machine, whatever it could go on from
+    ticket: str = ""  # the SHA-256 of the secret of that by which it came from another host
+    arriving: bool = False  # it comes, and is the other host's until it has arrived
     created: float
+
+    @property
+    def images(self) -> set[str]:
+        """The digests of the manifests of all images that it uses."""
+        inserted = self.root.inserted if isinstance(self.root, DiskRoot) and not self.root.ejected else ()
+        return {self.image_digest, *(each.image for each in inserted)}
 
     @property
     def port(self) -> Port | None:
@@ -454,7 +475,14 @@ class InstanceStatus(Struct, kw_only=True):
     backoff: int = 0  # of these, the last ones without a stable run in between
     next_start: float | None = None  # when its restart policy has it started again, after it ended or failed
     resources: Resources | None = None  # the applied limits, while it runs
+    notes: list[str] = []  # what is not as they say yet, as text
     ports: list[int] = []  # the indices of the ports that are plugged in, while it runs
+    disks: list[str] = []  # the further disks that it has, while it runs
+
+
+def disks_of(spec: InstanceSpec) -> list[FurtherDisk]:
+    """The further disks of an instance; none if it is no virtual machine."""
+    return spec.options.disks if isinstance(spec.options, MachineOptions) else []
 
 
 class InstanceEvent(Struct, kw_only=True):

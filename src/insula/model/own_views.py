@@ -103,6 +103,7 @@ class OwnInstanceView(Struct, kw_only=True):
     status: OwnInstanceStatus
     restarting: bool
     health: Health | None
+    responsive: bool
     reconciled: bool
 
 

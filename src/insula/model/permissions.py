@@ -37,6 +37,7 @@ TABLE = (
     _permission("self.token", "self", "", "make and revoke tokens of one's own"),
     _permission("self.join", "self", "", "exchange an invitation for a token, once"),
     _permission("self.login", "self", "", "see by which providers to log in; nobody needs a proof for it"),
+    _permission("self.migration", "self", "", "send an instance to this host by a ticket, which is the only proof"),
     _permission("host.read", "host", "operator auditor", "see the host: status, doctor, verify, whois"),
     _permission("metrics.read", "host", "operator auditor", "read the metrics of the host and of all tenants"),
     _permission("host.down", "host", "operator", "stop everything, and end insulad"),
@@ -97,8 +98,8 @@ TABLE = (
 PERMISSIONS = {permission.name: permission for permission in TABLE}
 BY_INVITATION = frozenset({"self.join"})
 """The permission that an invitation gives, and nothing else does."""
-BY_ANYBODY = frozenset({"self.login"})
-"""The permission that takes no proof."""
+BY_ANYBODY = frozenset({"self.login", "self.migration"})
+"""The permissions that take no proof."""
 OF_EVERYBODY = frozenset(each.name for each in TABLE if each.scope == "self") - BY_INVITATION
 _OF_ROLE = {role: frozenset(p.name for p in TABLE if role in p.roles) for role in (*HOST_ROLES, *TENANT_ROLES)}
 

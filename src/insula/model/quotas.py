@@ -89,7 +89,7 @@ TABLE = (
         "bits a second with the outside, each way",
         least=MIN_BANDWIDTH,
     ),
-    Quota("disk", "store", "bytes", None, "disk", "space for files of its instances", least=MIN_DISK),
+    Quota("disk", "store", "bytes", None, "disk", "space for files of its instances and for snapshots", least=MIN_DISK),
     Quota(
         "inodes",
         "store",

@@ -12,6 +12,11 @@ from __future__ import annotations
 LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 """A DNS label (RFC 1123): tenants, networks, instances, users."""
 MAX_LABEL = 63
+DISK = "[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?"
+MAX_DISK_NAME = 20
+"""Characters of the name of a disk: a virtio disk has so many for its serial number."""
+MAX_DISKS = 8
+MIN_MACHINE_DISK = 16 << 20
 PRINCIPAL = f"({LABEL}/)?{LABEL}"
 """A user, or TENANT/NAME of a service account."""
 PROVIDER = "[a-z][a-z0-9-]{0,15}"
@@ -66,6 +71,9 @@ PORT_MAC = "(?:[1-9a-f][02468ace]|0[468ace])(?::[0-9a-f]{2}){5}|02:(?:0[4-9a-f]|
 MAX_ADDRESS = 45  # of IPv6, with an IPv4 address at its end
 MAX_SUBNET = MAX_ADDRESS + 4
 MAX_PORTS = 16  # of an instance
+MAX_SNAPSHOTS = 100  # of an instance
+MAX_FORKS = 64  # at a time
+MAX_VIEWERS = 8  # of a screen
 MAX_ADDRESS_PAIRS = 32  # of a port
 INTERFACE = "eth(?:0|[1-9][0-9]?)"
 """The name of a port's device inside its instance."""
@@ -151,6 +159,10 @@ MAX_HOSTS = 256
 MAX_NAME_SERVERS = 3  # resolv.conf(5)
 MAX_SEARCH_DOMAINS = 32
 MAX_GROUPS = 64
+MAX_USER_DATA = 64 << 10  # characters of what cloud-init is told
+SSH_KEY = "[!-~][ -~]*"
+"""A line of authorized_keys (sshd(8))."""
+MAX_SSH_KEY, MAX_SSH_KEYS = 8192, 64
 
 # -- times -----------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,9 @@ class Kind(int):
     IDLE: ClassVar[Kind]  # keeps a connection alive; payload empty
     OPEN: ClassVar[Kind]  # payload: JSON, what to execute; the first frame of an exec
     SIGNAL: ClassVar[Kind]  # payload: one byte, a signal for the process at the other end (signal(7))
+    MESSAGE: ClassVar[Kind]  # payload: JSON, from one host to another; so are DISK and MEMORY
+    DISK: ClassVar[Kind]  # payload: bytes of the disk of a machine that moves (NBD)
+    MEMORY: ClassVar[Kind]  # payload: bytes of its memory (QEMU's migration stream)
 
     def __new__(cls, number: int) -> Kind:
         member = _KINDS.get(number)
@@ -48,7 +51,8 @@ class Kind(int):
 
 
 _KINDS: dict[int, Kind] = {}
-for _name in ("STDIN", "STDOUT", "STDERR", "STDIN_EOF", "RESIZE", "EXIT", "ERROR", "IDLE", "OPEN", "SIGNAL"):
+_NAMES = ("STDIN", "STDOUT", "STDERR", "STDIN_EOF", "RESIZE", "EXIT", "ERROR", "IDLE", "OPEN", "SIGNAL")
+for _name in (*_NAMES, "MESSAGE", "DISK", "MEMORY"):
     _kind = _KINDS[len(_KINDS)] = int.__new__(Kind, len(_KINDS))
     _kind.name = _name
     setattr(Kind, _name, _kind)

@@ -68,7 +68,7 @@ def parse_cpus(text: str) -> float:
     except ValueError:
         value = 0.0
     if not MIN_CPUS <= value <= MAX_CPUS:
-        raise Invalid(f"{shorten(text)} is not a number of CPUs", "write 0.01 or more, as in 0.5 or 2")
+        raise Invalid(f"{shorten(text)} is not a number of CPUs", f"write {MIN_CPUS} to {MAX_CPUS}, as in 0.5 or 2")
     return value
 
 

@@ -42,6 +42,15 @@ if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
 
+    class TenantPatch(LimitsPatch):
+        """Changes of a tenant, as a JSON merge patch: limits, and labels, of which null removes one."""
+
+        labels: dict[str, str | None] | UnsetType
+
+        def __init__(
+            self, *, labels: dict[str, str | None] | UnsetType = UNSET, **limits: float | int | None
+        ) -> None: ...
+
 else:
     _OPTIONS = {"bases": (Struct,), "module": __name__, "frozen": True, "kw_only": True, "forbid_unknown_fields": True}
     Usage = msgspec.defstruct(
@@ -55,6 +64,14 @@ else:
         [(quota.name, fields.limit(quota) | UnsetType | None, UNSET) for quota in TABLE],
         namespace={"__doc__": "Limits of a tenant: null is no limit, absent is the default, or the limit of now."},
         **_OPTIONS,
+    )
+    TenantPatch = msgspec.defstruct(
+        "TenantPatch",
+        [("labels", dict[fields.LabelName, fields.LabelValue | None] | UnsetType, UNSET)],
+        namespace={
+            "__doc__": "Changes of a tenant: limits, of which null is none, and labels, of which null removes one."
+        },
+        **(_OPTIONS | {"bases": (LimitsPatch,)}),
     )
 
 
@@ -103,6 +120,7 @@ class InstanceView(Struct, kw_only=True):
     status: InstanceStatus
     restarting: bool = False  # it has ended, and will be restarted after a delay
     health: Health | None = None  # None without checks, and while it doesn't run
+    responsive: bool = True  # False while a virtual machine that runs does not answer
     reconciled: bool = True  # False until insulad has observed it after a start of the daemon: the status may be old
 
 
@@ -128,9 +146,11 @@ class ResourcesPatch(Struct, kw_only=True):
 
 
 class InstancePatch(ResourcesPatch, kw_only=True):
-    """Changes of an instance while it runs, as a JSON merge patch: a label with the value null is removed."""
+    """Changes of an instance while it runs, as a JSON merge patch: a label with the value null is removed. So is a
+    `cdrom`: all CDs are taken out of the drives of a virtual machine, which stay."""
 
     labels: dict[fields.LabelName, fields.LabelValue | None] | UnsetType = UNSET
+    cdrom: UnsetType | None = UNSET
 
 
 class PublishedPatch(Struct, kw_only=True):

@@ -18,15 +18,16 @@ from typing import TypeVar
 import msgspec
 
 from insula.model.errors import Invalid, QuotaExceeded
-from insula.model.objects import Image, ImageConfig, Instance, InstanceSpec, Limits, Resources, Struct, Tenant
+from insula.model.objects import Image, ImageConfig, Instance, InstanceSpec, Limits, Resources, Struct, Tenant, disks_of
 from insula.model.quotas import QUOTAS, STORED, TABLE, Quota
 from insula.model.rules import MAX_BYTES
+from insula.model.snapshots import InstanceSnapshot
 from insula.model.units import format_size, shorten
 from insula.model.views import LimitsPatch, Usage
 
 S = TypeVar("S", bound=Struct)
 OF_INSTANCES = ("instances", "cpus", "memory", "disk", "inodes", "ports", "published_ports", "spec_bytes", "log_bytes")
-"""The quotas of what instances count."""
+"""The quotas of what instances count, with their snapshots."""
 _NO_CONFIG = ImageConfig()
 _encode = msgspec.json.Encoder().encode
 _ROUNDING = 1e-9  # sums of fractions of a CPU are not exact
@@ -40,7 +41,7 @@ def of_instance(spec: InstanceSpec, config: ImageConfig = _NO_CONFIG) -> Usage:
         instances=1,
         cpus=resources.cpus or 0.0,
         memory=resources.memory or 0,
-        disk=resources.disk or 0,
+        disk=(resources.disk or 0) + sum(each.size for each in disks_of(spec)),
         inodes=resources.inodes or 0,
         ports=len(spec.networks),
         published_ports=sum(each.count for each in spec.published),
@@ -52,6 +53,11 @@ def of_instance(spec: InstanceSpec, config: ImageConfig = _NO_CONFIG) -> Usage:
 def of_instances(instances: Iterable[Instance]) -> Usage:
     """What instances count together."""
     return functools.reduce(total, (of_instance(each.spec, each.config) for each in instances), Usage())
+
+
+def of_snapshots(snapshots: Iterable[InstanceSnapshot]) -> Usage:
+    """What snapshots of instances count together: the space of their files, also that which they share."""
+    return Usage(disk=sum(each.size for each in snapshots))
 
 
 def of_images(images: Iterable[Image]) -> Usage:

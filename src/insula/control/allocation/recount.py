@@ -13,7 +13,7 @@ import logging
 import msgspec
 
 from insula.control.accounting.ledger import ledger_with
-from insula.control.allocation.quotas import OF_INSTANCES, of_images, of_instances, total
+from insula.control.allocation.quotas import OF_INSTANCES, of_images, of_instances, of_snapshots, total
 from insula.control.allocation.transaction import retried, turn
 from insula.control.keys import (
     ADDRESS_GROUPS,
@@ -26,6 +26,7 @@ from insula.control.keys import (
     POLICIES,
     PRINCIPALS,
     ROUTERS,
+    SNAPSHOTS,
     TENANTS,
     TOKENS,
     USAGE,
@@ -64,7 +65,8 @@ async def recount(store: Store, tenant: str, before: Usage | None = None) -> Usa
 
 
 async def _of_instances(store: Store, tenant: str) -> Usage:
-    return of_instances(await INSTANCES.list(store, tenant))
+    instances, snapshots = await INSTANCES.list(store, tenant), await SNAPSHOTS.list(store, tenant)
+    return total(of_instances(instances), of_snapshots(snapshots))
 
 
 async def _of_networks(store: Store, tenant: str) -> Usage:

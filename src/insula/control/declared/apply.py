@@ -194,6 +194,11 @@ class _Run:
             self._tell(step, "skipped", why)
             return
         by = self._rights()
+        try:
+            await declared.kind.finish(self.verbs, by, declared.ref)
+        except InsulaError as error:
+            self._tell(PlannedStep(declared.ref, declared.kind, declared=declared), "failed", error)
+            return
         step = await self.planner.step(by, declared)
         if step.refusal:
             if step.refused == "refused":  # where the sender has to decide

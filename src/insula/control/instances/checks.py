@@ -8,8 +8,8 @@ import msgspec
 
 from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.specs import cli_command
-from insula.model.errors import Conflict, NotFound
-from insula.model.objects import Instance, InstanceStatus
+from insula.model.errors import Conflict, Failed, Invalid, NotFound
+from insula.model.objects import Instance, InstanceStatus, MachineOptions
 
 
 class Known(NamedTuple):
@@ -50,6 +50,12 @@ def check_running(known: Either) -> None:
         raise not_running(known)
 
 
+def check_boots(instance: Instance) -> None:
+    """Raise Invalid unless the instance is a virtual machine, which has a kernel to boot."""
+    if not isinstance(instance.spec.options, MachineOptions):
+        raise Invalid(f"instance {instance.name} is a container, which is not booted", "leave out --cold")
+
+
 def not_running(known: Either) -> Conflict:
     tenant, name = known.instance.tenant, known.instance.name
     hint = f"{cli_command(tenant, f'start {name}')} starts it"
@@ -67,3 +73,13 @@ def as_it_is(known: Known) -> Instance:
     if instance.wanted in ("running", "paused") and state in ("running", "paused"):
         return msgspec.structs.replace(instance, wanted=state)
     return instance
+
+
+def undying(managed: ManagedInstance, group: str | None) -> Failed:
+    """The error of a first process that is still there after SIGKILL. With cgroup version 1 another program may have
+    moved it into a frozen group (cgroups(7), freezer); else it waits in the kernel."""
+    pid = managed.status.pid
+    what = f"process {pid} of instance {managed.instance.name} does not die of SIGKILL"
+    if group is not None:
+        return Failed(f"{what}: another process moved it into the frozen group {group}", "thaw that group")
+    return Failed(what, f"`cat /proc/{pid}/stack` shows what the kernel waits for")

@@ -15,10 +15,12 @@ from insula.control.allocation.quotas import change, of_instance
 from insula.control.allocation.transaction import guarded
 from insula.control.instances.admission import Admission, explain_port
 from insula.control.instances.checks import Known, as_it_is
+from insula.control.instances.drivers.base import Driver
 from insula.control.instances.specs import check_networks, cli_command
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.networks.ports import by_interface, port_reservations
-from insula.model.errors import Conflict, NotFound, Unavailable
+from insula.machine.qemu.devices import MOST_NETWORKS
+from insula.model.errors import Conflict, Invalid, NotFound
 from insula.model.objects import Instance, MachineOptions, NetworkAttachment, Port
 from insula.model.units import shorten
 from insula.model.views import Usage
@@ -44,8 +46,7 @@ async def connect(admission: Admission, known: Known, wanted: Attachments) -> Fo
     if spec.networks == before.spec.networks:
         return None
     if isinstance(spec.options, MachineOptions):
-        what = f"{name} is a virtual machine, whose network can't be changed yet"
-        raise Unavailable(what, "make another one with --network")
+        _check_machine(context.driver(before), known, len(spec.networks))
     added = [each for each in spec.networks if each not in before.spec.networks]
     networks = [await admission.networks.find(tenant, each.network) for each in added]
     owner = await admission.tenants.find(tenant)
@@ -84,6 +85,18 @@ async def connect(admission: Admission, known: Known, wanted: Attachments) -> Fo
             raise
 
     return await guarded(context.store, tenant, attempt)
+
+
+def _check_machine(driver: Driver, known: Known, networks: int) -> None:
+    """Raise Invalid for too many networks of a virtual machine, Conflict if it can't get or lose one now."""
+    name = known.instance.name
+    if networks > MOST_NETWORKS:
+        raise Invalid(f"a virtual machine is on {MOST_NETWORKS} networks at most", "leave out some")
+    if known.active and "hotplug" not in driver.features:
+        what = f"{name} is a guest of Xen, whose networks can't be changed while it runs"
+        raise Conflict(what, "stop it before; its disk is kept")
+    if known.active and known.status.state != "running":
+        raise Conflict(f"{name} is {known.status.state}, and its guest does not answer", "try again when it runs")
 
 
 def _without(ports: Sequence[Port], networks: set[str]) -> Sequence[Port]:

@@ -24,9 +24,10 @@ from insula.control.context import Context, going_down
 from insula.control.instances.decide import DONE, Action, decide
 from insula.control.instances.drivers.base import Observed, Running
 from insula.control.instances.drivers.directory import LaunchRecord
-from insula.control.instances.lifecycle import Lifecycle, records_of
-from insula.control.instances.managed import Failure, ManagedInstance, ManagedInstances, Waiter
+from insula.control.instances.lifecycle import Lifecycle
+from insula.control.instances.managed import READY, Failure, ManagedInstance, ManagedInstances, Waiter
 from insula.control.instances.recorder import Recorder
+from insula.control.instances.resizing import attach_disks, resize
 from insula.control.instances.statuses import NO_ERROR, Statuses, error_fields
 from insula.control.keys import INSTANCES, STATUS, TENANTS
 from insula.control.networks.ports import Ports
@@ -243,7 +244,7 @@ class InstanceController:
         found = await asyncio.to_thread(observe, managed.instance, status)
         if managed.hold == "watched" and managed.exited.is_set():
             found = found._replace(state="ended")
-        elif managed.hold == "watched" and found.state not in ("running", "paused"):
+        elif managed.hold == "watched" and found.state not in ("starting", "running", "paused"):
             running = Running(status.pid or 0, status.start_time or 0, status.started)
             found = Observed("running", running, LaunchRecord(starts=status.starts, boot=self.lifecycle.boot))
         managed.observed = found
@@ -269,7 +270,9 @@ class InstanceController:
             case Action.UNPAUSE:
                 work = lifecycle.unpause(managed)
             case Action.RESIZE:
-                work = lifecycle.resize(managed)
+                work = resize(self.context, self.statuses, managed, lifecycle.driver(managed))
+            case Action.DISKS:
+                work = attach_disks(self.statuses, managed, lifecycle.driver(managed))
             case Action.PLUG:
                 work = lifecycle.plugging.plug(managed, lifecycle.driver(managed))
             case Action.UNPLUG:
@@ -301,7 +304,11 @@ class InstanceController:
         managed.waiters.append(waiter)
         if not managed.busy or not (managed.wake.is_set() or managed.lock.locked()):  # or it waits after a failure
             self._answer(managed, done=True)
-        return await waiter.answer
+        await waiter.answer
+        await managed.until_ready(READY)
+        if managed.failure and managed.failure.generation == generation:
+            raise managed.failure.error
+        return managed.status
 
     def _settled(self, managed: ManagedInstance, action: Action) -> None:
         """Record that nothing is to do: the desired state is observed, or has failed for good."""
@@ -353,7 +360,7 @@ class InstanceController:
         log.info("%s: %s", managed.label, action.name.lower())
         if managed.observed and managed.observed.damaged:
             damaged = ", ".join(managed.observed.damaged)
-            self.context.problems[records_of(managed)] = f"damaged: {damaged}; {_SAID[action]}"
+            self.context.problems[managed.records] = f"damaged: {damaged}; {_SAID[action]}"
 
     # -- shutdown ----------------------------------------------------------------------------------------------------
 
@@ -391,6 +398,7 @@ _DOING = defaultdict(
         Action.PAUSE: "pausing",
         Action.UNPAUSE: "unpausing",
         Action.RESIZE: "changing the limits of",
+        Action.DISKS: "changing the disks of",
         Action.PLUG: "connecting",
         Action.UNPLUG: "disconnecting",
         Action.COLLECT_EXIT: "clearing away",

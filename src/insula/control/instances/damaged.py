@@ -16,12 +16,12 @@ from collections.abc import Sequence
 import msgspec
 
 from insula.control.accounting.ledger import ledger_with
-from insula.control.allocation.quotas import OF_INSTANCES, of_instances, subtract
+from insula.control.allocation.quotas import OF_INSTANCES, of_instances, of_snapshots, subtract, total
 from insula.control.allocation.transaction import guarded
 from insula.control.disk import release_project, reserved_projects
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.specs import cli_command
-from insula.control.keys import ACCOUNTS, EVENTS, INSTANCES, STATUS, USAGE
+from insula.control.keys import ACCOUNTS, EVENTS, INSTANCES, SNAPSHOTS, STATUS, USAGE
 from insula.control.networks.ports import is_port_reservation
 from insula.model.errors import Conflict
 from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, OverlayRoot, Tenant
@@ -35,6 +35,7 @@ _ID = re.compile("[0-9a-f]{32}")
 class Damaged:
     def __init__(self, controller: InstanceController) -> None:
         self.context = controller.context
+        self.controller = controller
         self.lifecycle = controller.lifecycle
 
     def names(self, tenant: str | None) -> Sequence[tuple[str, str]]:
@@ -66,11 +67,13 @@ class Damaged:
         store = self.context.store
         everything = (await store.list("/claims/")).entries
         reserved = [each for each in everything if is_port_reservation(each, tenant, name)]
+        instance = id_of(entry)
+        snapshots = (await store.list(SNAPSHOTS.prefix(tenant, instance))).entries if instance else []
 
         async def attempt(guard: Found[Usage]) -> None:
-            usage = await self._usage(guard.value, tenant, entry.key)
+            usage = await self._usage(guard.value, tenant, entry.key, instance)
             writes: list[Write] = [
-                *(Delete(each.key) for each in reserved),
+                *(Delete(each.key) for each in (*reserved, *snapshots)),
                 *(kind.delete(tenant, name) for kind in (INSTANCES, STATUS, EVENTS)),
                 USAGE.put(usage, tenant),
                 await ledger_with(store, tenant, usage, used),
@@ -79,19 +82,20 @@ class Damaged:
             compares = [Compare(USAGE.key(tenant), guard.revision), Compare(entry.key, entry.revision)]
             await store.transact(compares, writes)
 
-        instance = id_of(entry)
         async with self.lifecycle.accounts.closing(tenant, instance or "") as used:
             await guarded(store, tenant, attempt)
         for kind in {each.key.rpartition("/")[0].removeprefix("/claims/") for each in reserved}:
             self.context.allocators.of(kind).invalidate()
 
-    async def _usage(self, before: Usage, tenant: str, key: str) -> Usage:
+    async def _usage(self, before: Usage, tenant: str, key: str, gone: str | None) -> Usage:
         """The usage of the tenant's other instances. While more are damaged it is `before` less one instance."""
         snapshot = await self.context.store.list(INSTANCES.prefix(tenant))
         good, bad = INSTANCES.sort_out(entry for entry in snapshot.entries if entry.key != key)
         if bad:
             return subtract(before, Usage(instances=1))
+        snapshots = SNAPSHOTS.sort_out((await self.context.store.list(SNAPSHOTS.prefix(tenant))).entries)[0]
         usage = of_instances(found.value for found in good)
+        usage = total(usage, of_snapshots(each.value for each in snapshots if each.value.instance != gone))
         return msgspec.structs.replace(before, **{name: getattr(usage, name) for name in OF_INSTANCES})
 
     async def _discard(self, instance: str) -> None:
@@ -105,10 +109,10 @@ class Damaged:
     async def _sweep(self, owner: Tenant) -> None:
         """Remove directories and containers that belong to no instance. All records must be readable."""
         store = self.context.store
-        # list directories before the store: an instance is stored before its directory is made
+        # list directories before the store: an instance is stored, or being admitted, before its directory is made
         there = await asyncio.to_thread(os.listdir, self.context.settings.instances)
         known = {id_of(entry) for entry in (await store.list(INSTANCES.prefix_all())).entries}
-        for instance in set(there) - known:
+        for instance in set(there) - known - self.controller.admitting:
             await self._discard(instance)
         await self.lifecycle.ports.networks.converged(owner.name)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Literal
 
+from insula.control.instances.attached import attached
 from insula.control.instances.drivers.base import Observed
 from insula.control.instances.restart_policy import LONGEST, after_boot, after_exit
 from insula.model.objects import Instance, InstanceStatus
@@ -25,6 +26,7 @@ class Action(Enum):
     PAUSE = auto()
     UNPAUSE = auto()
     RESIZE = auto()  # apply the desired limits
+    DISKS = auto()  # attach and detach disks, until it has the wanted ones
     PLUG = auto()  # plug in the wanted ports
     UNPLUG = auto()  # unplug the ports that are to be removed, and delete them
     STOP = auto()  # stop it, as the user asked
@@ -46,7 +48,7 @@ DONE = frozenset({Action.WAIT, Action.NOTHING})
 
 def decide(instance: Instance, status: InstanceStatus, observed: Observed, hold: Hold, boot: str, now: float) -> Action:
     """The next action. `boot` is the host's boot ID (random(4)), `now` in seconds since the epoch."""
-    if observed.state in ("running", "paused"):
+    if observed.state in ("starting", "running", "paused"):
         return _if_running(instance, status, observed, hold)
     if observed.state == "ended":
         return Action.COLLECT_EXIT
@@ -75,6 +77,8 @@ def _if_running(instance: Instance, status: InstanceStatus, observed: Observed, 
         return Action.ADOPT
     if status.resources != instance.spec.resources:
         return Action.RESIZE
+    if {*status.disks} != {*attached(instance)}:
+        return Action.DISKS
     if _leaving(instance):
         return Action.UNPLUG
     return Action.PLUG if any(port.index not in status.ports for port in instance.plugged) else Action.NOTHING

@@ -17,14 +17,16 @@ from insula.control.instances.controller import InstanceController
 from insula.control.instances.drivers.base import Driver, Log, LogRecord, require
 from insula.control.instances.explain import explain
 from insula.control.instances.files import Files
-from insula.control.instances.managed import ManagedInstance
+from insula.control.instances.managed import READY, ManagedInstance
 from insula.control.instances.remote import elsewhere
 from insula.control.instances.specs import cli_command
+from insula.control.instances.viewing import Viewer, Viewers
 from insula.control.keys import INSTANCES
 from insula.control.tasks import Tasks
 from insula.control.tenants import Tenants
 from insula.model import rules
 from insula.model.errors import Conflict, Denied, Failed, Invalid, NotFound, Unavailable
+from insula.model.guests import GuestReport
 from insula.model.objects import Exit
 from insula.model.stream import encode
 from insula.model.units import check_label, parse_signal
@@ -44,6 +46,7 @@ class InstanceIo:
         self.tenants = tenants
         self.controller = controller
         self.managed = controller.managed
+        self._viewers = Viewers()
         self.files = Files(controller.lifecycle.ports, self.context)
         self._tasks = tasks
 
@@ -170,6 +173,7 @@ class InstanceIo:
         dropped. Invalid; Conflict if the instance doesn't run."""
         managed = await self._started(tenant, name)
         driver = require(self._driver(managed), "exec")
+        await managed.until_ready(READY)
         check_running(managed)
         prepared = await driver.prepare_exec(managed.tenant, managed.instance, spec)
         stdin = spec.stdin and not detach
@@ -212,6 +216,29 @@ class InstanceIo:
             self._driver(managed).signal(managed.instance.id, parse_signal(str(signal)), exec_id)
         except NotFound:
             raise Conflict("that process has ended") from None
+
+    async def screenshot(self, tenant: str, name: str) -> bytes:
+        """A picture of the screen, a PNG. Unavailable if it has none; Conflict if it doesn't run."""
+        managed = await self._started(tenant, name)
+        driver = require(self._driver(managed), "screenshot")
+        check_running(managed)
+        return await driver.screenshot(managed.instance.id)
+
+    async def guest_report(self, tenant: str, name: str) -> GuestReport:
+        """What the system in a machine of a disk image says of itself. Conflict if it is none, or doesn't run."""
+        managed = await self._started(tenant, name)
+        driver = require(self._driver(managed), "guest-report")
+        check_running(managed)
+        return await driver.guest_report(managed.instance.id)
+
+    @asynccontextmanager
+    async def vnc(self, tenant: str, name: str) -> AsyncIterator[Viewer]:
+        """A viewer of the screen. Conflict if it has none, does not run, or has too many viewers."""
+        managed = await self._started(tenant, name)
+        driver = require(self._driver(managed), "vnc")
+        check_running(managed)
+        async with self._viewers.viewer(managed, driver) as viewer:
+            yield viewer
 
     # -- processes, explanations, files ----------------------------------------------------------------------------
 

@@ -13,24 +13,26 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from signal import SIGKILL
+from typing import Literal
 
 import msgspec
 
 from insula.control.accounting.accounts import Accounts
 from insula.control.context import Context
-from insula.control.disk import release_project, resize_disk
+from insula.control.disk import release_project
 from insula.control.instances.admission import delete_instance
+from insula.control.instances.attached import attached
+from insula.control.instances.checks import undying
 from insula.control.instances.drivers.base import CreateOptions, Driver, Observed, Running
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
-from insula.control.instances.health import HealthChecks
 from insula.control.instances.managed import Failure, ManagedInstance, ManagedInstances
-from insula.control.instances.memory import OomRecorder
 from insula.control.instances.plugging import Plugging
 from insula.control.instances.recorder import Recorder
 from insula.control.instances.restart_policy import STEADY, after_exit, delay
 from insula.control.instances.sharing import pid_members, pid_owner
 from insula.control.instances.specs import stop_signal
 from insula.control.instances.statuses import Statuses, error_fields
+from insula.control.instances.watches import Watches
 from insula.control.keys import INSTANCES
 from insula.control.networks.ports import Ports
 from insula.control.tasks import Tasks, together, within_limit
@@ -64,8 +66,7 @@ class Lifecycle:
         self.managed = managed
         self.ports = ports
         self.statuses = statuses
-        self.health = HealthChecks(context.driver, recorder, tasks.spawn)
-        self.memory = OomRecorder(recorder)
+        self.watches = Watches(context.driver, recorder, tasks.spawn)
         self.accounts = accounts
         self.plugging = Plugging(context, ports, statuses, accounts)
         self.boot = boot_id()
@@ -100,19 +101,20 @@ class Lifecycle:
         except Exception:
             self._failed(managed, Failed("its start was given up", "start it again"), by_policy=not managed.waiters)
             raise
-        record = LaunchRecord(starts=instance.starts, boot=self.boot)
-        managed.observed = Observed("running", running, record)
+        state: Literal["starting", "running"] = self._state(managed)
+        managed.observed = Observed(state, running, LaunchRecord(starts=instance.starts, boot=self.boot))
         self.statuses.note(
             managed,
-            state="running",
+            state=state,
             observed_generation=instance.generation,
             pid=running.pid,
             start_time=running.start_time,
             started=running.started or time.time(),
             resources=instance.spec.resources,
             ports=[port.index for port in instance.plugged],
+            disks=attached(instance),
         )
-        self.context.problems.solved(records_of(managed))
+        self.context.problems.solved(managed.records)
         self._watch(managed)
 
     async def _launch(self, managed: ManagedInstance) -> Running:
@@ -122,19 +124,20 @@ class Lifecycle:
         console, managed.console = managed.console, None
         joined, places = pid_owner(self.managed, instance.tenant, instance.spec), await self.ports.places(instance)
         await self.context.prepared(instance.tenant)
+        await self.driver(managed).prepare(managed.tenant, instance)  # however long it takes
         managed.hold = "unknown"
         with self._in_time(managed) as check:
 
-            def connect(nic: Nic) -> Awaitable[None]:
+            def connect(nic: Nic, port: int | None = None) -> Awaitable[None]:
                 try:
                     check()
                 except Failed:
                     nic.close()
                     raise
-                return self.ports.plug(managed.tenant, places, nic)
+                chosen = [place for place in places if port in (None, place.port.index)]
+                return self.ports.plug(managed.tenant, chosen, nic)
 
-            networks = [place.network for place in places]
-            options = CreateOptions(networks, console, joined, connect if places else None)
+            options = CreateOptions([place.network for place in places], console, joined, connect if places else None)
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(self._discard, managed)
                 running = await self._start(managed, options, check)
@@ -207,9 +210,8 @@ class Lifecycle:
     async def start_anew(self, managed: ManagedInstance) -> None:
         """Commit another start, since the host was booted. Conflict if its record was changed meanwhile."""
         before = managed.instance
-        instance = msgspec.structs.replace(
-            before, wanted="running", starts=before.starts + 1, generation=before.generation + 1
-        )
+        begun = {"wanted": "running", "starts": before.starts + 1, "generation": before.generation + 1}
+        instance = msgspec.structs.replace(before, **begun)
         put = INSTANCES.put(instance, *managed.key)
         managed.revision = await self.context.store.put(put.key, put.value, expect=managed.revision)
         managed.instance = instance
@@ -225,7 +227,7 @@ class Lifecycle:
         self.statuses.set(
             managed,
             InstanceStatus(
-                state="paused" if observed.state == "paused" else "running",
+                state=observed.state if observed.state in ("starting", "paused") else "running",
                 observed_generation=status.observed_generation,
                 starts=observed.record.starts if observed.record else managed.instance.starts,
                 pid=running.pid,
@@ -235,12 +237,50 @@ class Lifecycle:
                 backoff=status.backoff,
                 resources=status.resources,
                 ports=status.ports,
+                disks=status.disks,
+                notes=status.notes,
             ),
         )
         if not named and managed.instance.port:
             await self.ports.networks.converged(managed.tenant.name)  # its name resolves again
         if managed.hold != "watched":
             self._watch(managed, adopted=True)
+        self._expect(managed)
+
+    def _state(self, managed: ManagedInstance) -> Literal["starting", "running"]:
+        """The state of an instance whose first process runs."""
+        return "running" if self.driver(managed).is_ready(managed.instance.id) else "starting"
+
+    async def _become_ready(self, managed: ManagedInstance) -> None:
+        """Wait until an instance that is starting is ready, and record that it runs. It may take as long as it takes;
+        if it can't become ready, it is left as it is, and that is a problem of this host."""
+        try:
+            ready = await self.driver(managed).ready(managed.instance.id)
+            async with managed.lock:
+                if not ready:
+                    await self._fail(managed)
+                elif managed.observed and managed.observed.state == "starting":
+                    managed.observed = managed.observed._replace(state="running")
+                    if managed.status.state == "starting":
+                        self.statuses.note(managed, state="running")
+                    self.watches.ready(managed)
+        except (InsulaError, OSError) as error:
+            self.context.problems.report(managed.label, error)
+            return
+        self._nudge(managed)
+
+    async def _fail(self, managed: ManagedInstance) -> bool:
+        """Record that its program could not be executed, if that is so, which an instance tells while it starts."""
+        if managed.status.state != "starting" or not (error := await self.driver(managed).failure(managed.instance.id)):
+            return False
+        self.watches.end(managed)
+        if managed.watcher:
+            managed.watcher.cancel()
+        await self.discard(managed)
+        self.statuses.note(managed, pid=None, start_time=None, started=None)
+        self._failed(managed, error, by_policy=managed.status.restarts > 0)
+        self.ports.networks.changed(managed.tenant.name)
+        return True
 
     async def pause(self, managed: ManagedInstance) -> None:
         with contextlib.suppress(NotFound):  # it is just ending
@@ -250,29 +290,26 @@ class Lifecycle:
     async def unpause(self, managed: ManagedInstance) -> None:
         await self.driver(managed).resume(managed.instance.id)
         self._frozen(managed, frozen=False)
+        self._expect(managed)
+
+    def _expect(self, managed: ManagedInstance) -> None:
+        """Wait in the background for an instance that is starting to be ready."""
+        if managed.status.state == "starting" and (managed.becoming is None or managed.becoming.done()):
+            managed.becoming = self._tasks.spawn(self._become_ready(managed))
 
     def _frozen(self, managed: ManagedInstance, *, frozen: bool) -> None:
-        state = "paused" if frozen else "running"
+        state = "paused" if frozen else self._state(managed)
         if managed.observed and managed.observed.state in ("running", "paused"):
-            managed.observed = managed.observed._replace(state=state)  # type: ignore[arg-type]
+            managed.observed = managed.observed._replace(state=state)
             self.statuses.note(managed, state=state, observed_generation=managed.instance.generation)
-
-    async def resize(self, managed: ManagedInstance) -> None:
-        """Apply the desired limits. Failed if the kernel refuses them."""
-        resources, before = managed.instance.spec.resources, managed.status.resources
-        self.statuses.note(managed, resources=None)  # after a failure some of them may be applied
-        resize_disk(self.context.disk, managed.instance, before)
-        with contextlib.suppress(NotFound):  # it is just ending
-            await self.driver(managed).resize(managed.instance.id, resources)
-        self.statuses.note(managed, resources=resources)
 
     def _watch(self, managed: ManagedInstance, *, adopted: bool = False) -> None:
         managed.hold, managed.stopping, managed.exit = "watched", None, None
         managed.exited.clear()
         self.ports.networks.started(managed.tenant.name)
         managed.watcher = self._tasks.spawn(self._await_end(managed))
-        self.health.begin(managed, adopted=adopted)
-        self.memory.begin(managed, self.driver(managed), adopted=adopted)
+        self._expect(managed)
+        self.watches.begin(managed, adopted=adopted)
 
     async def _await_end(self, managed: ManagedInstance) -> None:
         """Wait for the end of its first process, and nudge the controller."""
@@ -316,6 +353,7 @@ class Lifecycle:
                 async with asyncio.timeout(left):
                     await managed.wake.wait()
                 return
+        await self.driver(managed).sync(instance.id)
         await self.kill(managed)
 
     async def kill(self, managed: ManagedInstance) -> None:
@@ -351,15 +389,15 @@ class Lifecycle:
         """Record its exit as its status, answer the waiters, store it, and remove its remains on this host."""
         if (ended := managed.exit) is None:
             ended = await self._exit(managed)
-        await self._conclude(managed, ended)
+        if not await self._fail(managed):
+            await self._conclude(managed, ended)
 
     async def lose(self, managed: ManagedInstance) -> None:
         """Record that it ended with an unknown exit status."""
         await self._conclude(managed, Exit(exit_status=None, finished=time.time()))
 
     async def _conclude(self, managed: ManagedInstance, ended: Exit) -> None:
-        self.health.end(managed)
-        self.memory.end(managed)
+        self.watches.end(managed)
         observed, status = managed.observed or Observed("none"), managed.status
         if status.state != "exited" or status.exit != ended:
             self.statuses.set(managed, self._after(managed, observed, ended))
@@ -407,8 +445,7 @@ class Lifecycle:
         await self.accounts.settle(managed)
         await together(self.driver(managed).discard(instance), self.ports.unplug(managed.tenant, instance.ports))
         managed.hold = "tidy"
-        record = managed.observed.record if managed.observed else None
-        managed.observed = Observed("none", record=record)
+        managed.observed = Observed("none", record=managed.observed.record if managed.observed else None)
 
     async def remove(self, managed: ManagedInstance) -> None:
         """Delete it from the store, and then its directory. If the daemon dies in between, the next start removes the
@@ -420,7 +457,7 @@ class Lifecycle:
         except BaseException:
             managed.gone = False
             raise
-        self.context.problems.solved(records_of(managed))
+        self.context.problems.solved(managed.records)
         self.managed.remove(managed)
         managed.vanished.set()
         if led:
@@ -452,18 +489,3 @@ class Lifecycle:
             return False
         finally:
             timer.cancel()
-
-
-def undying(managed: ManagedInstance, group: str | None) -> Failed:
-    """The error of a first process that is still there after SIGKILL. With cgroup version 1 another program may have
-    moved it into a frozen group (cgroups(7), freezer); else it waits in the kernel."""
-    pid = managed.status.pid
-    what = f"process {pid} of instance {managed.instance.name} does not die of SIGKILL"
-    if group is not None:
-        return Failed(f"{what}: another process moved it into the frozen group {group}", "thaw that group")
-    return Failed(what, f"`cat /proc/{pid}/stack` shows what the kernel waits for")
-
-
-def records_of(managed: ManagedInstance) -> str:
-    """The name of the problem with its records. It is solved when the instance starts again or is removed."""
-    return f"records of {managed.label}"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 InstanceKey = tuple[str, str]
 _REMEMBERED = 1000
+READY = 20.0
+"""Seconds that a verb waits for an instance to be ready. If it takes longer, the instance goes on starting."""
 
 
 class Failure(NamedTuple):
@@ -75,8 +77,11 @@ class ManagedInstance:
         self.exit: Exit | None = None
         self.stopping: float | None = None  # when the stop signal was sent (time.monotonic)
         self.watcher: asyncio.Task[None] | None = None
+        self.becoming: asyncio.Task[None] | None = None  # ready, while it is not
         self.monitor: InstanceHealth | None = None  # its health checks, while it runs
         self.memory: MemoryWatch | None = None  # its out-of-memory events, while it runs
+        self.answers = True  # it answers Insula, as far as is known
+        self.following: asyncio.Task[None] | None = None  # whether it answers, while it runs
         self.execs: dict[str, asyncio.Task[Exit]] = {}  # exits of processes that exec started
         self.waiting: set[AttachSession] = set()  # attached before it was launched
         self.vanished = asyncio.Event()  # set when it was removed, or stopped by `insula down`
@@ -94,9 +99,19 @@ class ManagedInstance:
         return f"instance {'/'.join(self.key)}"
 
     @property
+    def records(self) -> str:
+        """The name of the problem with its records. It is solved when the instance starts again or is removed."""
+        return f"records of {self.label}"
+
+    @property
     def active(self) -> bool:
         """Whether it runs, starts or stops."""
         return self.status.state in ("starting", "running", "paused", "stopping")
+
+    async def until_ready(self, seconds: float) -> None:
+        """Wait until it is no longer starting, some seconds at most."""
+        if self.becoming and self.status.state == "starting":
+            await asyncio.wait([self.becoming], timeout=seconds)
 
     @property
     def busy(self) -> bool:

@@ -7,6 +7,7 @@ the store. If the daemon is killed in between, the next one does the same again.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from contextlib import suppress
 
 import msgspec
@@ -20,6 +21,7 @@ from insula.control.keys import INSTANCES
 from insula.control.networks.ports import Ports, port_reservations
 from insula.model.errors import NotFound
 from insula.model.objects import Port
+from insula.network.fabric import Nic
 from insula.store.protocol import Compare, TransactionConflict
 
 
@@ -38,8 +40,14 @@ class Plugging:
         places = await self.ports.places(instance)
         missing = [place for place in places if place.port.index not in done]
         beside = [place for place in places if place.port.index in done]
+
+        def connect(nic: Nic, port: int | None = None) -> Awaitable[None]:
+            chosen = [place for place in missing if port in (None, place.port.index)]
+            others = [place for place in places if place not in chosen] if port else beside
+            return self.ports.plug(managed.tenant, chosen, nic, others)
+
         with suppress(NotFound):  # it is just ending
-            await self.ports.plug(managed.tenant, missing, driver.nic(instance.id), beside)
+            await driver.plug(instance, beside, missing, connect)
         self.statuses.note(managed, ports=[*done, *(place.port.index for place in missing)])
 
     async def unplug(self, managed: ManagedInstance, driver: Driver) -> None:
@@ -71,8 +79,11 @@ class Plugging:
         managed.instance, managed.revision = after, revision
 
     async def _withdraw(self, managed: ManagedInstance, driver: Driver, port: Port) -> None:
-        """Delete a port's device while the instance runs. Its counters stay."""
+        """Delete a port's device while the instance runs, also if that does not let go of it. Its counters stay."""
         places = await self.ports.places(managed.instance)
         beside = [place for place in places if place.port.index in managed.status.ports]
         with suppress(NotFound):  # it is just ending: then the device goes with its namespace
-            await self.ports.withdraw(managed.tenant, port, driver.nic(managed.instance.id), beside)
+            try:
+                await driver.unplug(managed.instance, port, beside)
+            finally:
+                await self.ports.withdraw(managed.tenant, port, driver.nic(managed.instance.id), beside)

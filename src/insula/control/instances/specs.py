@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv6Address, ip_address
 
 import msgspec
 
 from insula.control.allocation.quotas import check_resources
-from insula.model import publishing, rules
+from insula.model import fields, publishing, rules
+from insula.model.disks import FurtherDisk
 from insula.model.errors import Invalid
 from insula.model.health import plan
 from insula.model.objects import (
@@ -48,6 +49,9 @@ def check(spec: InstanceSpec) -> InstanceSpec:
         spec = msgspec.structs.replace(
             spec, resources=msgspec.structs.replace(spec.resources, memory=rules.MACHINE_MEMORY)
         )
+    if isinstance(spec.options, MachineOptions):
+        check_cloud_init(spec.options)
+        check_disks(spec.options.disks)
     check_labels(spec.labels)
     check_resources(spec.resources)
     plan(spec.healthcheck, None)
@@ -56,6 +60,25 @@ def check(spec: InstanceSpec) -> InstanceSpec:
     if spec.stop_signal is None:
         return spec
     return msgspec.structs.replace(spec, stop_signal=signal_name(parse_signal(spec.stop_signal)))
+
+
+def check_disks(disks: Sequence[FurtherDisk]) -> None:
+    """Raise Invalid for further disks that no virtual machine can have."""
+    for each in disks:
+        check_label("disk", each.name)
+        if len(each.name) > rules.MAX_DISK_NAME or each.name in ("image", "disk"):
+            what = f"a disk can't have the name {shorten(each.name)}"
+            raise Invalid(what, f"use up to {rules.MAX_DISK_NAME} characters, and neither image nor disk")
+        if not rules.MIN_MACHINE_DISK <= each.size <= rules.MAX_BYTES:
+            raise Invalid(f"disk {each.name} can't have {each.size} bytes", "use at least 16m")
+        if each.mount is not None and not re.fullmatch(fields.TMPFS_PATH, each.mount):
+            what = f"disk {each.name} can't be mounted at {shorten(each.mount)}"
+            raise Invalid(what, "use an absolute path without '..', outside of /proc, /sys and /dev")
+    for unique in ([each.name for each in disks], [each.mount for each in disks if each.mount]):
+        if len({*unique}) < len(unique):
+            raise Invalid("two disks have one name, or are mounted at one place", "leave one out")
+    if len(disks) > rules.MAX_DISKS:
+        raise Invalid(f"{len(disks)} further disks are too many", f"use at most {rules.MAX_DISKS}")
 
 
 def check_networks(attachments: Sequence[NetworkAttachment]) -> list[NetworkAttachment]:
@@ -113,6 +136,17 @@ def check_names(spec: InstanceSpec) -> InstanceSpec:
     return msgspec.structs.replace(spec, extra_hosts=hosts, dns=[_address(text) for text in spec.dns])
 
 
+def check_cloud_init(options: MachineOptions) -> None:
+    """Check what cloud-init is told. Invalid."""
+    if len(options.user_data or "") > rules.MAX_USER_DATA:
+        raise Invalid("the user data is too long", f"use at most {rules.MAX_USER_DATA} characters")
+    if len(options.ssh_keys) > rules.MAX_SSH_KEYS:
+        raise Invalid(f"{len(options.ssh_keys)} SSH keys are too many", f"use at most {rules.MAX_SSH_KEYS}")
+    for key in options.ssh_keys:
+        if len(key) > rules.MAX_SSH_KEY or not re.fullmatch(rules.SSH_KEY, key):
+            raise Invalid(f"{shorten(key)} is not an SSH key", "use a line as in authorized_keys")
+
+
 def _address(text: str) -> str:
     try:
         address = ip_address(text)
@@ -121,6 +155,12 @@ def _address(text: str) -> str:
     if isinstance(address, IPv6Address) and address.scope_id is not None:
         raise Invalid(f"address {shorten(text)} names an interface", "leave out the part after %")
     return str(address)
+
+
+def relabelled(labels: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Return labels with changes, of which None removes one. Invalid."""
+    merged: dict[str, str | None] = {**labels, **changes}
+    return check_labels({name: value for name, value in merged.items() if value is not None})
 
 
 def check_labels(labels: dict[str, str]) -> dict[str, str]:

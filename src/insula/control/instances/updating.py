@@ -12,7 +12,8 @@ from insula.control.context import Context
 from insula.control.disk import with_disk_defaults
 from insula.control.instances.admission import respecify
 from insula.control.instances.checks import Known, as_it_is
-from insula.control.instances.specs import check_labels
+from insula.control.instances.ejecting import ejected
+from insula.control.instances.specs import relabelled
 from insula.control.networks.enforcement import Enforcement
 from insula.control.tenants import Tenants
 from insula.model.errors import Denied, InsulaError
@@ -39,27 +40,37 @@ async def update(
     instances: Updating, tenant: str, name: str, patch: ResourcesPatch, keep: Mapping[str, str]
 ) -> InstanceView:
     """Commit the change, and return when it is in force; after an error it is taken back."""
-    before = InstanceSpec(image="")
+    before, root = InstanceSpec(image=""), None
     context = instances.context
     limits = ResourcesPatch(**{each: getattr(patch, each) for each in ResourcesPatch.__struct_fields__})
     labels = patch.labels if isinstance(patch, InstancePatch) and patch.labels is not msgspec.UNSET else None
+    ejects = isinstance(patch, InstancePatch) and patch.cdrom is None
 
     async def attempt(known: Known) -> Found[Instance]:
-        nonlocal before
+        nonlocal before, root
+        instance, root = as_it_is(known), known.instance.root
         before, resources = known.instance.spec, known.instance.spec.resources
-        if labels is None or limits != ResourcesPatch():
+        if (labels is None and not ejects) or limits != ResourcesPatch():
             limited = (await instances.tenants.find(tenant)).value.limits
             checked = check_resources(merge(resources, limits))
             resources = with_disk_defaults(limited, checked, context.settings.storage)
-        new = before.labels if labels is None else check_labels(_relabelled(before.labels, labels))
+            context.driver(known.instance).check_resize(known.instance, resources, known.status.state)
+        new = before.labels if labels is None else relabelled(before.labels, labels)
         if not keep.items() <= new.items():
             raise Denied("the token is for instances with certain labels", "these labels must stay")
         spec = msgspec.structs.replace(before, resources=resources, labels=new)
-        return await respecify(context, as_it_is(known), known.revision, spec)
+        if ejects:
+            instance, spec = ejected(known, instance, spec)
+        return await respecify(context, instance, known.revision, spec)
 
     async def undo(known: Known) -> Found[Instance] | None:
-        spec = msgspec.structs.replace(known.instance.spec, resources=before.resources, labels=before.labels)
-        return await respecify(context, as_it_is(known), known.revision, spec, undo=True)
+        instance, options = as_it_is(known), before.options if ejects else known.instance.spec.options
+        spec = msgspec.structs.replace(
+            known.instance.spec, resources=before.resources, labels=before.labels, options=options
+        )
+        if ejects and root:
+            instance = msgspec.structs.replace(instance, root=root)
+        return await respecify(context, instance, known.revision, spec, undo=True)
 
     found = await instances.commit(tenant, name, attempt)
     assert found
@@ -77,8 +88,3 @@ async def _in_force(instances: Updating, found: Found[Instance], *, relabels: bo
     if relabels:
         await instances.enforcement.enforced(found.value.tenant)
     return view
-
-
-def _relabelled(labels: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    merged: dict[str, str | None] = {**labels, **changes}
-    return {name: value for name, value in merged.items() if value is not None}

@@ -21,13 +21,21 @@ from insula.control.identities.authority import Authority
 from insula.control.instances import remote
 from insula.control.instances.admission import Admission, respecify
 from insula.control.instances.attach_session import AttachSession
-from insula.control.instances.checks import Known, as_it_is, check_running, check_there, not_running, still_active
+from insula.control.instances.checks import (
+    Known,
+    as_it_is,
+    check_boots,
+    check_running,
+    check_there,
+    not_running,
+    still_active,
+)
 from insula.control.instances.connecting import connect, with_network, without_port
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.damaged import Damaged
 from insula.control.instances.drivers.base import require
 from insula.control.instances.io import InstanceIo
-from insula.control.instances.managed import ManagedInstance
+from insula.control.instances.managed import READY, ManagedInstance
 from insula.control.instances.publishing import respecify_published
 from insula.control.instances.renaming import rename
 from insula.control.instances.sharing import pid_owner
@@ -238,14 +246,21 @@ class Instances(InstanceIo):
         status = InstanceStatus(state="created", starts=admitted.instance.starts)
         return ManagedInstance(admitted.tenant, admitted.instance, status, admitted.revision)
 
-    async def start(self, tenant: str, name: str, console: ConsoleSize | None = None, *, by: Authority) -> InstanceView:
-        """Start an instance; one that runs already is left alone. `console` is the size of its terminal."""
-        return await self._whole(self._start(tenant, name, console, by))
+    async def start(
+        self, tenant: str, name: str, console: ConsoleSize | None = None, *, by: Authority, cold: bool = False
+    ) -> InstanceView:
+        """Start an instance; one that runs already is left alone. `console` is the size of its terminal. A machine is
+        booted if it is to be `cold`, also where it would go on from a snapshot."""
+        return await self._whole(self._start(tenant, name, console, by, cold))
 
-    async def _start(self, tenant: str, name: str, console: ConsoleSize | None, by: Authority) -> InstanceView:
+    async def _start(
+        self, tenant: str, name: str, console: ConsoleSize | None, by: Authority, cold: bool
+    ) -> InstanceView:
         self.context.refuse_if_going_down()
 
         def wanted(known: Known) -> Changes | None:
+            if cold:
+                check_boots(known.instance)
             if known.status.state == "paused":
                 check_running(known)
             if known.status.state in ("starting", "running"):
@@ -253,7 +268,9 @@ class Instances(InstanceIo):
             admit(by, tenant, known.instance.spec)
             if managed := self.managed.find(tenant, name):
                 managed.console = console
-            return {"wanted": "running", "starts": known.instance.starts + 1, "stop_timeout": None}
+            starts = known.instance.starts + 1
+            cold_start = {"cold_start": starts} if cold else {}
+            return {"wanted": "running", "starts": starts, "stop_timeout": None, **cold_start}
 
         found = await self._make(tenant, name, wanted)
         if found.status.state == "starting" and (managed := self.managed.find(tenant, name)):  # somebody was faster
@@ -281,7 +298,7 @@ class Instances(InstanceIo):
         """Send a signal to PID 1. Conflict if the instance doesn't run."""
         number = parse_signal(signal)
         managed = await self._started(tenant, name)
-        if managed.status.state not in ("running", "paused", "stopping"):
+        if managed.status.state not in ("starting", "running", "paused", "stopping"):
             raise not_running(managed)
         try:
             self._driver(managed).signal(managed.instance.id, number)
@@ -353,6 +370,7 @@ class Instances(InstanceIo):
         if (managed := self.managed.find(tenant, name)) and managed.status.state == "starting":
             async with managed.lock:
                 pass
+            await managed.until_ready(READY)
 
     async def rename(self, tenant: str, name: str, to: str) -> InstanceView:
         """Rename an instance. Invalid, Conflict; after an error nothing has changed."""
@@ -474,5 +492,6 @@ def view(managed: ManagedInstance) -> InstanceView:
         status=managed.status,
         restarting=managed.restarting,
         health=managed.monitor.health if managed.monitor else None,
+        responsive=managed.answers,
         reconciled=managed.reconciled.is_set(),
     )

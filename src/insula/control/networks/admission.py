@@ -76,7 +76,7 @@ def _check_ceilings(wanted: Guarantee, limits: Limits) -> None:
     for field in FLOORS:
         floor, limit = getattr(wanted, field), getattr(limits, _LIMITS[field])
         if floor is not None and limit is not None and floor > limit:
-            what = f"tenant {wanted.tenant} is limited to {_shown(field, limit)} of {_NAMES[field]}"
+            what = f"tenant {wanted.tenant} is limited to {_amount(field, limit)}"
             raise Conflict(what, f"`insula tenant update {wanted.tenant} --{_LIMITS[field]}` changes that")
 
 
@@ -92,7 +92,7 @@ def _check_host(wanted: Guarantee, others: Iterable[Guarantee], capacity: Capaci
             raise Conflict(what, f"{link.HINT}; ceilings (--ceil-out, --ceil-in) work without")
         left = whole - _sum(taken, field)
         if floor > left + _ROUNDING:
-            what = f"{_shown(field, floor)} of {_NAMES[field]} can't be promised: {_shown(field, max(left, 0))} is left"
+            what = f"{_amount(field, floor)} can't be promised: {_shown(field, max(left, 0))} is left"
             raise Conflict(what, f"this host can promise {_shown(field, whole)} to all tenants together")
 
 
@@ -102,7 +102,7 @@ def _check_instances(wanted: Guarantee, own: Iterable[Guarantee]) -> None:
     for field in FLOORS:
         promised = _sum(instances, field)
         if promised > (getattr(wanted, field) or 0) + _ROUNDING:
-            what = f"instances of tenant {wanted.tenant} have {_shown(field, promised)} of {_NAMES[field]} as floors"
+            what = f"instances of tenant {wanted.tenant} have {_amount(field, promised)} as floors"
             raise Conflict(what, f"lower {_OPTIONS[field]} of theirs first")
 
 
@@ -118,7 +118,7 @@ def _check_tenant(wanted: Guarantee, own: Iterable[Guarantee]) -> None:
         of_tenant = (getattr(whole, field) if whole else None) or 0
         left = of_tenant - _sum(instances, field)
         if floor > left + _ROUNDING:
-            what = f"{_shown(field, floor)} of {_NAMES[field]} can't be promised: {_shown(field, max(left, 0))} is left"
+            what = f"{_amount(field, floor)} can't be promised: {_shown(field, max(left, 0))} is left"
             hint = f"of the tenant's floor of {_shown(field, of_tenant)}"
             raise Conflict(what, hint if of_tenant else "the tenant has no such floor; an operator can set one")
 
@@ -135,6 +135,11 @@ def _check_number(wanted: Guarantee, instances: Sequence[Guarantee]) -> None:
 
 def _sum(guarantees: Iterable[Guarantee], field: str) -> float:
     return sum(getattr(each, field) or 0 for each in guarantees)
+
+
+def _amount(field: str, value: float) -> str:
+    """The value with what it is of."""
+    return f"{_shown(field, value)} {'' if field == 'cpus' else 'of '}{_NAMES[field]}"
 
 
 def _shown(field: str, value: float) -> str:

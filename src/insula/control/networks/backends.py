@@ -10,7 +10,7 @@ from insula.model.load_balancers import LoadBalancer
 from insula.model.objects import Instance, Port
 from insula.model.rules import MAX_BACKENDS
 from insula.network.intent import BalancerListener
-from insula.network.policy_model import matches
+from insula.network.reference.policy_model import matches
 
 
 class Backend(NamedTuple):

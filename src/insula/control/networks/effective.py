@@ -16,7 +16,7 @@ from insula.model.policy_views import (
 from insula.network.fabric import CountedFlow, NameLease
 from insula.network.intent import PolicyIntent, TenantIntent
 from insula.network.names.compiler import has_names
-from insula.network.policy_model import matches, port_of, would_deny
+from insula.network.reference.policy_model import matches, port_of, would_deny
 
 
 def selected(policy: Policy, labels: Mapping[str, Mapping[str, str]]) -> list[str]:

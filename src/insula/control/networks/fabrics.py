@@ -20,6 +20,7 @@ def _linux(settings: Settings) -> Fabric:
         range6=settings.network.range6,
         resolvers=settings.network.resolvers,
         groups=settings.prefix,
+        floating=settings.network.floating,
     )
 
 

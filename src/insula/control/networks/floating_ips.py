@@ -145,7 +145,7 @@ class FloatingIps:
             found = await FLOATING_IPS.get(self.context.store, tenant, name)
             if found is None or before is None:
                 return None
-            now = msgspec.structs.replace(found.value, instance=None, network=None)
+            now = _without_instance(found.value)
             await self._commit(usage, found, now, [], _unclaimed(found.value))
             return now
 
@@ -170,6 +170,41 @@ class FloatingIps:
             return after
 
         await self._changed(tenant, attempt)
+
+    # -- the replacement of an instance ------------------------------------------------------------------------------
+
+    async def keep(self, tenant: str, instance: str) -> None:
+        """Note that this instance is going to be removed and created again, for all addresses that are attached to it:
+        so they come to the new one also if insulad ends in between."""
+        await self._note(tenant, instance, instance)
+
+    async def kept(self, tenant: str) -> set[str]:
+        """Return the names of the instances for which addresses are kept."""
+        return {each.kept_for for each in await FLOATING_IPS.readable(self.context.store, tenant) if each.kept_for}
+
+    async def give_back(self, tenant: str, instance: str) -> None:
+        """Attach the addresses that were kept for an instance of this name to the one that is there now."""
+        store = self.context.store
+        found = await INSTANCES.get(store, tenant, instance)
+        for each in await FLOATING_IPS.readable(store, tenant):
+            if found and each.kept_for == instance and each.instance != found.value.id:
+                await self.update(tenant, each.name, FloatingIpPatch(instance=instance, network=each.network))
+        await self._note(tenant, instance, None)
+
+    async def _note(self, tenant: str, instance: str, kept_for: str | None) -> None:
+        """Set `kept_for` of the addresses that are attached to an instance, where it differs."""
+        found = await INSTANCES.get(self.context.store, tenant, instance)
+        for each in await FLOATING_IPS.readable(self.context.store, tenant):
+            if found is None or each.instance != found.value.id or each.kept_for == kept_for:
+                continue
+
+            async def attempt(usage: Found[Usage], each: FloatingIp = each) -> FloatingIp:
+                now = await self.find(tenant, each.name)
+                after = msgspec.structs.replace(now.value, kept_for=kept_for)
+                await self._commit(usage, now, after if now.value.instance == each.instance else now.value, [], [])
+                return after
+
+            await self._changed(tenant, attempt)
 
     async def remove(self, tenant: str, name: str) -> None:
         """Release an address; it is detached first. Conflict while published ports or load balancers use it."""
@@ -239,12 +274,12 @@ class FloatingIps:
         NotFound, Invalid, Conflict."""
         store, tenant = self.context.store, floating.tenant
         if instance is None:
-            return msgspec.structs.replace(floating, instance=None, network=None), [], [*_unclaimed(floating)]
+            return _without_instance(floating), [], [*_unclaimed(floating)]
         found = await INSTANCES.get(store, tenant, check_label("instance", instance))
         if found is None:
             ps = cli_command(tenant, "ps -a")
             raise NotFound(f"tenant {tenant} has no instance {instance}", f"{ps} lists them")
-        after = msgspec.structs.replace(floating, instance=found.value.id, network=network)
+        after = msgspec.structs.replace(floating, instance=found.value.id, network=network, kept_for=None)
         seen = view_of(after, [found.value])
         if seen.target is None:
             raise Invalid(f"{floating.address} can't be attached: {seen.reason}", "see `insula port ls`")
@@ -269,9 +304,13 @@ def detached(floating: Sequence[FloatingIp], instance: str) -> list[Write]:
     found: list[Write] = []
     for each in floating:
         if each.instance == instance:
-            now = msgspec.structs.replace(each, instance=None, network=None)
+            now = msgspec.structs.replace(each, instance=None) if each.kept_for else _without_instance(each)
             found += [FLOATING_IPS.put(now, each.tenant, each.name), *_unclaimed(each)]
     return found
+
+
+def _without_instance(floating: FloatingIp) -> FloatingIp:
+    return msgspec.structs.replace(floating, instance=None, network=None, kept_for=None)
 
 
 def reservation(floating: FloatingIp) -> Reservation:

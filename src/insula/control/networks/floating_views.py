@@ -11,7 +11,10 @@ from insula.model.objects import Instance, Port
 def view_of(floating: FloatingIp, instances: Sequence[Instance]) -> FloatingIpView:
     """A floating address with what it leads to, among these instances of its tenant."""
     if floating.instance is None:
-        return FloatingIpView(floating_ip=floating)
+        kept = floating.kept_for
+        return FloatingIpView(
+            floating_ip=floating, reason=f"instance {kept} was to be replaced: apply it again" if kept else None
+        )
     instance = next((each for each in instances if each.id == floating.instance), None)
     if instance is None:
         return FloatingIpView(floating_ip=floating, reason="its instance is gone")

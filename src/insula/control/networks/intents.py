@@ -41,7 +41,7 @@ from insula.network.intent import (
     TenantIntent,
 )
 from insula.network.link import HINT, measured_link
-from insula.network.policy_model import matches
+from insula.network.reference.policy_model import matches
 from insula.store.protocol import Entry
 from insula.store.typed import DecodedObjects
 

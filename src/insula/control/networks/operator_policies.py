@@ -19,7 +19,7 @@ from insula.model.policies import OperatorPolicy
 from insula.model.policy_views import OperatorPolicyPatch, OperatorPolicySpec
 from insula.model.rules import MAX_PRIORITY
 from insula.model.units import check_label
-from insula.network.policy_model import matches
+from insula.network.reference.policy_model import matches
 from insula.store.protocol import TransactionConflict
 from insula.store.typed import Found
 

@@ -205,6 +205,10 @@ class DeclaredKind(ABC):
         """Return a context in which the object is removed and created again, which keeps what removal would end."""
         return nullcontext()
 
+    async def finish(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
+        """Do what is left of a replacement that was cut short when the object was there again."""
+        return  # most kinds have nothing that removal would end
+
     @abstractmethod
     async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
         """Remove the object."""

@@ -26,7 +26,6 @@ from insula.control.instances.specs import check
 from insula.image.reference import parse
 from insula.model import upgrades
 from insula.model.errors import InsulaError, NotFound
-from insula.model.floating_ips import FloatingIpPatch
 from insula.model.objects import Healthcheck, Instance, InstanceSpec, NetworkAttachment, PublishedPort, RestartPolicy
 from insula.model.own_views import HIDDEN
 from insula.model.views import InstancePatch, PublishedPatch, ResourcesPatch
@@ -126,20 +125,29 @@ class InstanceKind(DeclaredKind):
     async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
         assert ref.tenant is not None
         spec = _spec(ref, form["spec"], form["labels"])
-        await verbs.instances.run(ref.tenant, spec, by=by, start=form["spec"]["wanted"] == "running")
+        try:
+            await verbs.instances.run(ref.tenant, spec, by=by, start=form["spec"]["wanted"] == "running")
+        finally:  # also if it is there and did not start
+            if await self.current(verbs, ref):
+                await verbs.floating_ips.give_back(ref.tenant, ref.name)
 
     @asynccontextmanager
     async def replacing(self, verbs: Verbs, ref: ObjectReference) -> AsyncIterator[None]:
-        """Its floating addresses are attached to the new instance, also if that did not start."""
+        """Its floating addresses are attached to the new instance, also by a later apply if this one is cut short."""
         assert ref.tenant is not None
-        floating = [each.floating_ip for each in await verbs.floating_ips.list(ref.tenant) if each.instance == ref.name]
+        await verbs.floating_ips.keep(ref.tenant, ref.name)
         try:
             yield
-        finally:
-            if floating and await self.current(verbs, ref):
-                for each in floating:
-                    patch = FloatingIpPatch(instance=ref.name, network=each.network)
-                    await verbs.floating_ips.update(ref.tenant, each.name, patch)
+        finally:  # the old one may still be there
+            if await self.current(verbs, ref):
+                await verbs.floating_ips.give_back(ref.tenant, ref.name)
+
+    async def finish(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
+        """Its floating addresses were not attached to it yet."""
+        assert ref.tenant is not None
+        if ref.name in await verbs.floating_ips.kept(ref.tenant) and await self.current(verbs, ref):
+            self.may(by, "update", ref.tenant)
+            await verbs.floating_ips.give_back(ref.tenant, ref.name)
 
     async def update(self, verbs: Verbs, by: Authority, ref: ObjectReference, before: Form, after: Form) -> None:
         assert ref.tenant is not None

@@ -25,7 +25,7 @@ from insula.model.errors import NotFound
 from insula.model.guarantees import GuaranteePatch, GuaranteeSpec
 from insula.model.objects import Limits, Struct
 from insula.model.quota_settings import new_limits
-from insula.model.views import LimitsPatch
+from insula.model.views import LimitsPatch, TenantPatch
 
 
 class DeclaredTenant(Struct, kw_only=True):
@@ -89,7 +89,7 @@ class TenantKind(DeclaredKind):
             await verbs.tenants.relabel(ref.name, after["labels"])
         old, new = before["spec"]["limits"], after["spec"]["limits"]
         if changed := {name: value for name, value in new.items() if old.get(name) != value}:
-            await verbs.tenants.update(ref.name, msgspec.convert(changed, LimitsPatch))
+            await verbs.tenants.update(ref.name, msgspec.convert(changed, TenantPatch))
         if before["spec"]["guarantee"] != after["spec"]["guarantee"]:
             await verbs.guarantees.set(ref.name, GuaranteePatch(**after["spec"]["guarantee"]))
 

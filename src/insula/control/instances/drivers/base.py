@@ -9,22 +9,47 @@ once, except those that say "Blocks", which are called in a worker thread.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import socket
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from insula.control.instances.drivers.directory import LaunchRecord
-from insula.model.errors import InsulaError, Unavailable
-from insula.model.objects import ConsoleSize, Exit, Instance, InstanceStatus, Network, Resources, Tenant
+from insula.control.instances.drivers.migration import Migrations
+from insula.control.instances.drivers.snapshots import SnapshotFiles
+from insula.model.disks import FurtherDisk
+from insula.model.errors import Conflict, InsulaError
+from insula.model.guests import GuestReport
+from insula.model.objects import ConsoleSize, Exit, Instance, InstanceStatus, Network, Port, Resources, Tenant
 from insula.model.stream import Kind
 from insula.model.views import ExecSpec, Explanation, ProcessView
-from insula.network.fabric import Nic
+from insula.network.fabric import Nic, Places
 
-DriverFeature = Literal["exec", "attach", "pause", "files", "stats", "processes", "explain", "memory-events"]
-ObservedState = Literal["none", "created", "running", "paused", "ended"]
-"""The state of an instance on this host. "none": nothing of it is there. "created": it was never started. "paused": its
-processes are frozen. "ended": its first process has ended, and its remains were not discarded yet."""
+DriverFeature = Literal[
+    "exec",
+    "attach",
+    "pause",
+    "files",
+    "stats",
+    "processes",
+    "explain",
+    "memory-events",
+    "snapshots",
+    "forks",
+    "migrate",
+    "screenshot",
+    "vnc",
+    "guest-report",
+    "hotplug",
+    "answers",
+]
+DISK_MACHINES: Final = "disk-machine"
+"""The driver of instances of disk images. All other drivers have the name of a kind of instances."""
+ObservedState = Literal["none", "created", "starting", "running", "paused", "ended"]
+"""The state of an instance on this host. "none": nothing of it is there. "created": it was never started. "starting":
+its first process runs, and is not ready yet. "paused": its processes are frozen. "ended": its first process has ended,
+and its remains were not discarded yet."""
 
 
 class Running(NamedTuple):
@@ -54,14 +79,19 @@ class GroupCounters(NamedTuple):
     memory: int
 
 
+class Connect(Protocol):
+    def __call__(self, nic: Nic, port: int | None = None) -> Awaitable[None]: ...
+
+
 class CreateOptions(NamedTuple):
     """Options of `Driver.create` beside the instance. `networks` are those of its ports. `joined` is the process whose
-    PID namespace it shares. `connect` plugs in a nic and closes it; it is None without a network."""
+    PID namespace it shares. `connect` plugs in a nic and closes it; it is None without a network. It plugs
+    in all ports, or only that with an index, for nics that have one port each."""
 
     networks: Sequence[Network] = ()
     console: ConsoleSize | None = None
     joined: Running | None = None
-    connect: Callable[[Nic], Awaitable[None]] | None = None
+    connect: Connect | None = None
 
 
 class LogRecord(Protocol):
@@ -115,6 +145,14 @@ class Driver(Protocol):
     kind: str
     features: frozenset[DriverFeature]
 
+    @property
+    def snapshots(self) -> SnapshotFiles | None:
+        """Snapshots of instances, and copies of those that run; None without these features."""
+
+    @property
+    def migrations(self) -> Migrations | None:
+        """Moves of instances to other hosts; None without this feature."""
+
     # -- this host ------------------------------------------------------------------------------------------------
 
     @property
@@ -147,6 +185,9 @@ class Driver(Protocol):
     async def validate(self, tenant: Tenant, draft: Instance) -> None:
         """Check an instance before it is committed. Invalid; Unavailable if this host can't run it."""
 
+    async def prepare(self, tenant: Tenant, instance: Instance) -> None:
+        """Do before a start what may take minutes, such as copying a disk. Failed; what is done is not done again."""
+
     async def create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> None:
         """Create the instance, with a first process that waits for `start`, and connect it. Failed says which step
         failed; then only its directory is left, and maybe its port.
@@ -157,8 +198,26 @@ class Driver(Protocol):
     def nic(self, instance_id: str) -> Nic:
         """The nic of a created instance, for its ports. The caller closes it. NotFound if it has ended."""
 
+    async def plug(self, instance: Instance, beside: Places, missing: Places, connect: Connect) -> None:
+        """Plug ports into an instance that runs, beside those that it has; what is there already is repaired. Conflict,
+        Unavailable, Failed, NotFound."""
+
+    async def unplug(self, instance: Instance, port: Port, beside: Places) -> None:
+        """Have an instance that runs let go of a port, before that is disconnected; `beside` are those that it keeps.
+        Failed, NotFound."""
+
     async def start(self, instance_id: str) -> Running:
         """Start its program. Failed says why that is not possible."""
+
+    def is_ready(self, instance_id: str) -> bool:
+        """Whether the program of an instance that was started runs; until then the instance is "starting"."""
+
+    async def ready(self, instance_id: str) -> bool:
+        """Wait, as long as it takes, until `is_ready`; False if the instance ends before. Failed if it will never be
+        ready."""
+
+    def answers(self, instance_id: str) -> AsyncIterator[bool]:
+        """Whether an instance that is ready answers Insula, each time that this changes, until it ends. NotFound."""
 
     async def failure(self, instance_id: str) -> InsulaError | None:
         """Why its first process ended before it executed the program; None if it lives, or if the cause is unknown."""
@@ -167,6 +226,10 @@ class Driver(Protocol):
         """Send a signal to its first process, or to one that `exec` started; with `group` to its process group too.
         NotFound if it has ended."""
 
+    async def sync(self, instance_id: str) -> None:
+        """Have what its programs have written be kept when it is killed next; their end is near. Returns after a few
+        seconds in any case."""
+
     def frozen_elsewhere(self, instance_id: str) -> str | None:
         """The foreign control group in which its first process is frozen, so that SIGKILL has no effect; else None."""
 
@@ -174,10 +237,22 @@ class Driver(Protocol):
         """Freeze all processes of the instance. NotFound."""
 
     async def resume(self, instance_id: str) -> None:
-        """Thaw all processes of the instance; nothing happens if they are not frozen, or have ended."""
+        """Thaw all processes of the instance; nothing happens if they are not frozen, or have ended. Then it may have
+        to become ready again."""
 
-    async def resize(self, instance_id: str, resources: Resources) -> None:
-        """Apply other limits. Failed if the kernel refuses them, NotFound."""
+    def check_resize(self, instance: Instance, resources: Resources, state: str) -> None:
+        """Check other limits of an instance, which is in this state. Invalid, Conflict."""
+
+    async def resize(self, instance: Instance) -> Sequence[str]:
+        """Apply the limits of an instance that runs, and return what is not as they say yet, as text. Failed if
+        that is not possible, NotFound."""
+
+    def check_disks(self, instance: Instance, disks: Sequence[FurtherDisk], *, active: bool) -> None:
+        """Check other further disks of an instance, which is `active` or not. Invalid, Conflict."""
+
+    async def attach_disks(self, instance: Instance) -> None:
+        """Attach the further disks of its spec to an instance that runs, make those that are new, and detach and remove
+        others; and take CDs out that are to be ejected. Failed if it does not let go of one, NotFound."""
 
     async def wait(self, instance_id: str, exec_id: str | None = None) -> Exit:
         """Wait for the end of its first process, or of one that `exec` started, and return its exit. NotFound if there
@@ -246,6 +321,16 @@ class Driver(Protocol):
     ) -> AbstractAsyncContextManager[Archive]:
         """An archive of the tree at `path` as the process sees it; "write" and "export" make one, "read" unpacks it."""
 
+    async def screenshot(self, instance_id: str) -> bytes:
+        """A picture of its screen, a PNG. Failed, NotFound."""
+
+    async def vnc(self, instance_id: str) -> socket.socket:
+        """A connection to its screen, keyboard and pointer, by the Remote Framebuffer protocol (RFC 6143), without a
+        password. It does not block. Failed, NotFound."""
+
+    async def guest_report(self, instance_id: str) -> GuestReport:
+        """What the system in it says of itself, within some seconds. NotFound."""
+
     def memory_events(self, instance: Instance) -> MemoryEvents:
         """Watch for out-of-memory kills. OSError, Unavailable."""
 
@@ -275,8 +360,27 @@ class Driver(Protocol):
 
 
 def require(driver: Driver, feature: DriverFeature) -> Driver:
-    """Return the driver. Unavailable if it lacks the feature."""
+    """Return the driver. Conflict if it lacks the feature."""
     if feature not in driver.features:
         has = ", ".join(sorted(driver.features)) or "nothing of the kind"
-        raise Unavailable(f"instances of kind {driver.kind} have no {feature}", f"they have {has}")
+        raise Conflict(f"instances of kind {driver.kind} have no {feature}", f"they have {has}")
     return driver
+
+
+def snapshots_of(driver: Driver, feature: Literal["snapshots", "forks"] = "snapshots") -> SnapshotFiles:
+    """Return the driver's snapshots. Conflict if it has none."""
+    if feature not in driver.features:
+        raise Conflict(f"instances of kind {driver.kind} have no {feature}", "machines that QEMU runs have")
+    found = require(driver, feature).snapshots
+    assert found is not None
+    return found
+
+
+def migrations_of(driver: Driver) -> Migrations:
+    """Return the driver's moves. Conflict if it has none."""
+    if "migrate" not in driver.features:
+        what = f"instances of kind {driver.kind} can't move while they run"
+        raise Conflict(what, "virtual machines of container images can (`insula run --vm`)")
+    found = require(driver, "migrate").migrations
+    assert found is not None
+    return found

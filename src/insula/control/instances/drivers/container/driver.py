@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,6 +18,7 @@ from insula.container.log import LogReader
 from insula.container.service.client import Exec, ExitRecord, ProcessState, ProcessStreams, Runtime
 from insula.control.instances.drivers.base import (
     Archive,
+    Connect,
     CreateOptions,
     DriverFeature,
     GroupCounters,
@@ -31,15 +33,19 @@ from insula.control.instances.drivers.container.request import Requests
 from insula.control.instances.drivers.container.terminals import Terminals
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
 from insula.control.instances.drivers.groups import counters
+from insula.control.instances.drivers.migration import Migrations
+from insula.control.instances.drivers.snapshots import SnapshotFiles
 from insula.image.store import ImageStore
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup, hierarchy
 from insula.kernel.cgroups.hierarchy import of_process
 from insula.kernel.cgroups.v1 import frozen_elsewhere
-from insula.model.errors import InsulaError, NotFound
-from insula.model.objects import Exit, Instance, InstanceStatus, Network, Resources, Tenant
+from insula.model.disks import FurtherDisk
+from insula.model.errors import InsulaError, Invalid, NotFound, Unavailable
+from insula.model.guests import GuestReport
+from insula.model.objects import Exit, Instance, InstanceStatus, Network, Port, Resources, Tenant
 from insula.model.views import ExecSpec, Explanation, Layer, ProcessView
-from insula.network.fabric import NetnsNic, Nic
+from insula.network.fabric import NetnsNic, Nic, Places
 from insula.settings import Settings
 from insula.volume.quota import DiskQuota
 
@@ -48,7 +54,17 @@ class ContainerDriver:
     """The driver of containers; the methods are described in `Driver`."""
 
     kind = "container"
-    features: frozenset[DriverFeature] = frozenset(get_args(DriverFeature))
+    features: frozenset[DriverFeature] = frozenset(get_args(DriverFeature)) - {
+        "snapshots",
+        "forks",
+        "migrate",
+        "screenshot",
+        "vnc",
+        "answers",
+        "guest-report",
+    }
+    snapshots: SnapshotFiles | None = None
+    migrations: Migrations | None = None
 
     def __init__(self, settings: Settings, images: ImageStore, disk: DiskQuota) -> None:
         self.runtime = Runtime(settings.run, settings.spares, hint)
@@ -98,6 +114,9 @@ class ContainerDriver:
     async def validate(self, tenant: Tenant, draft: Instance) -> None:
         await self.requests.check(tenant, draft)
 
+    async def prepare(self, tenant: Tenant, instance: Instance) -> None:
+        """Do nothing: its layers are there."""
+
     async def create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> None:
         connect, offered = options.connect, self.runtime.warm(instance.id)
         if connect is None:
@@ -129,8 +148,7 @@ class ContainerDriver:
         request = await self.requests.launch(tenant, instance, options.networks)
         if joined := options.joined:
             request = request._replace(share=[joined.pid, joined.start_time])
-        if size := options.console:
-            request.config["process"]["consoleSize"] = {"height": size.rows, "width": size.columns}
+        request.config["process"] |= spec.console_size(options.console)
         try:
             return await self.runtime.create(request)
         finally:
@@ -139,9 +157,22 @@ class ContainerDriver:
     def nic(self, instance_id: str) -> Nic:
         return NetnsNic(self.runtime.netns(instance_id))
 
+    async def plug(self, instance: Instance, beside: Places, missing: Places, connect: Connect) -> None:
+        await connect(self.nic(instance.id))
+
+    async def unplug(self, instance: Instance, port: Port, beside: Places) -> None:
+        """Do nothing: the device is the fabric's."""
+
     async def start(self, instance_id: str) -> Running:
         state = await self.runtime.start(instance_id)
         return Running(state.pid, state.start_time, state.started)
+
+    def is_ready(self, instance_id: str) -> bool:
+        """True: `start` returns when the program is executed."""
+        return True
+
+    async def ready(self, instance_id: str) -> bool:
+        return True
 
     async def failure(self, instance_id: str) -> InsulaError | None:
         return await self.runtime.failure(instance_id)
@@ -153,14 +184,32 @@ class ContainerDriver:
         state = self.runtime.state(instance_id)
         return frozen_elsewhere(state.pid) if state else None
 
+    async def answers(self, instance_id: str) -> AsyncIterator[bool]:
+        """Nothing: nobody in a container is asked."""
+        return
+        yield True
+
+    async def sync(self, instance_id: str) -> None:
+        """Do nothing: the host's kernel has what they have written."""
+
     async def pause(self, instance_id: str) -> None:
         await self.runtime.pause(instance_id)
 
     async def resume(self, instance_id: str) -> None:
         await self.runtime.resume(instance_id)
 
-    async def resize(self, instance_id: str, resources: Resources) -> None:
-        await self.runtime.update(instance_id, spec.update(resources))
+    def check_resize(self, instance: Instance, resources: Resources, state: str) -> None:
+        """Do nothing: the kernel takes any limits."""
+
+    async def resize(self, instance: Instance) -> Sequence[str]:
+        await self.runtime.update(instance.id, spec.update(instance.spec.resources))
+        return ()
+
+    def check_disks(self, instance: Instance, disks: Sequence[FurtherDisk], *, active: bool) -> None:
+        raise Invalid(f"{instance.name} is a container, which has no disks", "`insula run --vm` makes virtual machines")
+
+    async def attach_disks(self, instance: Instance) -> None:
+        """Do nothing: containers have none."""
 
     async def wait(self, instance_id: str, exec_id: str | None = None) -> Exit:
         return _as_exit(await self.runtime.wait(instance_id, exec_id))
@@ -268,6 +317,18 @@ class ContainerDriver:
         self, verb: Literal["write", "read", "export"], process: Running, path: str, copy: str | None = None
     ) -> AbstractAsyncContextManager[Archive]:
         return archive_worker.started(verb, process.pid, process.start_time, path, copy)
+
+    async def screenshot(self, instance_id: str) -> bytes:
+        """Unavailable: a container has no screen."""
+        raise Unavailable("this instance has no screen", "`insula logs` shows its output")
+
+    async def vnc(self, instance_id: str) -> socket.socket:
+        """Unavailable, as above."""
+        raise Unavailable("this instance has no screen", "`insula logs` shows its output")
+
+    async def guest_report(self, instance_id: str) -> GuestReport:
+        """Nothing: there is no agent of QEMU in a container."""
+        return GuestReport(answered=False)
 
     def memory_events(self, instance: Instance) -> MemoryEvents:
         return Cgroup(self.requests.cgroup(instance)).oom_notifications()

@@ -13,7 +13,7 @@ import msgspec
 from insula.container.service.client import Launch
 from insula.control.instances.drivers.container.directory import ContainerDirectory
 from insula.control.instances.drivers.container.etc_files import etc_files
-from insula.control.instances.drivers.container.spec import config
+from insula.control.instances.drivers.container.spec import config, console_size
 from insula.control.instances.drivers.container.users import User, resolve
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
 from insula.control.workers import Workers
@@ -134,19 +134,14 @@ class Requests:
         program = shutil.which("busybox", path="/usr/bin:/bin")
         if program is None:
             raise Unavailable("there is no busybox on this host", "start the instance, or install busybox-static")
-        spec = msgspec.structs.replace(
-            instance.spec,
-            entrypoint=[],
-            command=[SLEEP, "2147483647"],
-            user="0",
-            tty=False,
-            mounts=[],
-            options=_without_init(instance.spec.options),
-        )
-        asleep = msgspec.structs.replace(instance, spec=spec)
-        request = await self._workers.do(tenant.name, partial(self.prepare, tenant, asleep, networks, begin=False))
+        request = await self.beside(tenant, asleep(instance), networks, container)
         options = ["bind", "sealed", "ro", "nosuid", "nodev"]
         request.config["mounts"].append({"destination": SLEEP, "type": "bind", "source": program, "options": options})
+        return request
+
+    async def beside(self, tenant: Tenant, instance: Instance, networks: Sequence[Network], container: str) -> Launch:
+        """The request for a container with an ID of its own that has the files of an instance which does not run."""
+        request = await self._workers.do(tenant.name, partial(self.prepare, tenant, instance, networks, begin=False))
         group = f"{self.parent(instance.tenant)}/{container}"
         return request._replace(id=container, cgroup=group, volatile=False, stdin=False, log=None)
 
@@ -218,10 +213,7 @@ class Requests:
             options=_without_init(instance.spec.options),
         )
         _, oci = self.oci(tenant, instance, spec, self.directory(instance.id))
-        process: dict[str, Any] = oci["process"]
-        if size := wanted.console_size:
-            process["consoleSize"] = {"height": size.rows, "width": size.columns}
-        return process
+        return {**oci["process"], **console_size(wanted.console_size)}
 
     def _lower(self, instance: Instance) -> list[str]:
         layers = self._images.lower(instance.root.layers)
@@ -233,6 +225,20 @@ class Requests:
 _users: dict[tuple[str, tuple[str, ...], tuple[str, ...]], User] = {}
 _MOST_USERS = 1024
 _MOST_CHECKED = 32
+
+
+def asleep(instance: Instance) -> Instance:
+    """An instance whose program only sleeps: with the files of this one, and what is mounted into none of them."""
+    spec = msgspec.structs.replace(
+        instance.spec,
+        entrypoint=[],
+        command=[SLEEP, "2147483647"],
+        user="0",
+        tty=False,
+        mounts=[],
+        options=_without_init(instance.spec.options),
+    )
+    return msgspec.structs.replace(instance, spec=spec)
 
 
 def _without_init(options: Options) -> Options:

@@ -26,6 +26,7 @@ from insula.model import rules
 from insula.model.errors import Invalid, Unavailable
 from insula.model.objects import (
     IDS_PER_TENANT,
+    ConsoleSize,
     ContainerOptions,
     ImageConfig,
     InstanceSpec,
@@ -213,6 +214,11 @@ def environment(
         if not _VARIABLE.fullmatch(name) or "\0" in value:
             raise Invalid(f"environment variable {shorten(name)} is not valid", "a name has no '=', neither has a NUL")
     return [f"{name}={value}" for name, value in values.items()]
+
+
+def console_size(size: ConsoleSize | None) -> dict[str, Any]:
+    """The part of `process` that tells the size of its terminal at its start, if it is known."""
+    return {"consoleSize": {"height": size.rows, "width": size.columns}} if size else {}
 
 
 def resources(limits: Resources) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -15,20 +16,50 @@ from insula.control.instances.drivers.container import spec
 from insula.control.instances.drivers.container.directory import ContainerDirectory
 from insula.control.instances.drivers.container.etc_files import etc_files
 from insula.control.instances.drivers.container.request import Requests
-from insula.control.instances.drivers.machine import disk, jail, network
-from insula.machine.protocol import ETC
+from insula.control.instances.drivers.container.users import User
+from insula.control.instances.drivers.directory import boot_id
+from insula.control.instances.drivers.machine import disk, jail, network, privileged
+from insula.control.instances.drivers.machine.guest_config import in_guest, mount_of
+from insula.control.instances.drivers.machine.sizes import check, size
+from insula.control.instances.drivers.machine.stored import StoredMachine
+from insula.machine.installation import Installation
 from insula.machine.qemu import root, template
-from insula.model.errors import Invalid
-from insula.model.objects import ContainerOptions, Instance, InstanceSpec, MachineOptions, Network, Tenant
-from insula.model.units import format_size
+from insula.machine.qemu.command_line import AcceleratorName, GuestDisk, MachineConfig
+from insula.machine.shim.plan import command
+from insula.model.migration import MachineFacts
+from insula.model.objects import (
+    IDS_PER_TENANT,
+    ContainerOptions,
+    ImageConfig,
+    Instance,
+    InstanceSpec,
+    MachineOptions,
+    Network,
+    Tenant,
+    disks_of,
+)
 from insula.model.views import ExecSpec
+from insula.settings import Settings
 
-LEAST: Final = 128 << 20
-"""Bytes of memory below which a guest does not boot."""
-MOST: Final = 8 << 30
-_MIB: Final = 1 << 20
-_KEPT: Final = ("pid", "mount", "ipc", "uts", "cgroup")
-_OF_HOSTS: Final = ("uidMappings", "gidMappings", "seccomp", "resources", "cgroupsPath")
+FIRST: Final = 3
+"""The number of the plan, the first descriptor that the shim inherits; the others follow."""
+FURTHER: Final = "further "
+"""The names of descriptors of further disks begin with it."""
+_SAME: Final = ("memory", "modules", "cpus", "plugged", "machine")
+"""What a machine that goes on must have as before."""
+
+
+class MachineStart(NamedTuple):
+    """What a machine starts from: the numbers of its descriptors by their names, and the generation that it has to
+    answer with; the moment that it goes on from, or what it is that comes from another host. With `hold` it has no
+    program, and its agent holds the root."""
+
+    descriptors: dict[str, int]
+    generation: str
+    accelerator: AcceleratorName = "tcg"
+    resumed: StoredMachine | None = None
+    arriving: MachineFacts | None = None
+    hold: bool = False
 
 
 class MachineRequests(Requests):
@@ -40,98 +71,133 @@ class MachineRequests(Requests):
         """The OCI config of the program, in the guest: it has the machine's own users and network, and what a container
         would have of the rest."""
         check(instance.spec)
-        options = spec.options
-        if isinstance(options, MachineOptions):
-            options = ContainerOptions(group_add=options.group_add)
+        own = spec.options
+        assert isinstance(own, MachineOptions)
+        options = ContainerOptions(group_add=own.group_add)
         lower, made = super().oci(tenant, instance, msgspec.structs.replace(spec, options=options), directory)
-        linux = {name: value for name, value in made["linux"].items() if name not in _OF_HOSTS}
-        linux |= {"namespaces": [{"type": kind} for kind in _KEPT], "sysctl": {}}
-        mounts = [_in_guest(mount, str(directory.etc)) for mount in made["mounts"]]
-        return lower, {**made, "linux": linux, "mounts": mounts}
+        made = in_guest(made, str(directory.etc))
+        if own.privileged:
+            privileged.allow(made)
+        further = [mount_of(each) for each in own.disks if each.mount]
+        return lower, {**made, "mounts": [*made["mounts"], *further]}
 
     def process(self, tenant: Tenant, instance: Instance, wanted: ExecSpec) -> dict[str, Any]:
         """The process in the container that stands for one in the guest."""
         process = super().process(tenant, instance, wanted)
-        made = jail.process([root.SHIM, "exec", json.dumps(process)], terminal=wanted.tty)
+        made = jail.process([root.SHIM, "exec", json.dumps(process), secrets.token_hex(8)], terminal=wanted.tty)
+        made["oomScoreAdj"] = 1000  # it is killed rather than QEMU where many of them take all memory
         return made | ({"consoleSize": process["consoleSize"]} if "consoleSize" in process else {})
 
     def disk(self, instance_id: str) -> Path:
         """The file of an instance's disk."""
         return self.directory(instance_id).layer / "disk"
 
-    def machine(self, tenant: Tenant, instance: Instance, program: Launch, base: Path) -> Launch:
-        """The request for the container, in place of that for the program. `base` is its root file system."""
-        limits = spec.resources(jail.resources(instance.spec.resources))
-        config = jail.config(tenant.id_base, program.cgroup, limits, terminal=program.tty)
-        return program._replace(config=config, lower=[str(base)], volatile=True)
+    def further_disks(self, instance_id: str) -> Path:
+        """The directory of the files of an instance's further disks."""
+        return self.directory(instance_id).layer / "disks"
+
+    def machine(
+        self,
+        tenant: Tenant,
+        instance: Instance,
+        program: Launch,
+        base: Path,
+        accelerator: AcceleratorName = "tcg",
+        *,
+        copy: bool,
+    ) -> Launch:
+        """The request for the container, in place of that for the program. `base` is its root file system. A `copy` is
+        a machine whose memory is a file that others have too."""
+        limits = spec.resources(jail.resources(instance.spec.resources, copy=copy))
+        devices = [jail.KVM] if accelerator == "kvm" else []
+        return jail.launch(tenant, program, base, limits, devices)
 
     def plan(
-        self, instance: Instance, networks: Sequence[Network], program: dict[str, Any], descriptors: dict[str, int]
+        self, instance: Instance, networks: Sequence[Network], program: dict[str, Any], start: MachineStart
     ) -> int:
-        """A descriptor of the plan (`insula.machine.shim`). `descriptors` has the numbers of the others."""
-        of = descriptors
+        """A descriptor of the plan (`insula.machine.shim`)."""
+        of, resumed, arriving = start.descriptors, start.resumed, start.arriving
         ports = instance.plugged
+        is_copied = resumed is None and "state" in of
+        there = ports[:1] if is_copied else ports
+        known = arriving or resumed
+        slots = known.slots if known else [*range(1, 1 + max(1, len(there)))]
+        taps = [*(of.get(port.interface, -1) for port in there), *([-1] * len(slots))]
         interfaces = [
-            [each.mac, of.get("tap", -1) if ports and number == 0 else -1, each.mtu]
-            for number, each in enumerate(template.INTERFACES)
+            device._replace(fd=fd, slot=slot)
+            for device, fd, slot in zip(template.INTERFACES, taps, slots, strict=False)
         ]
-        machine: dict[str, Any] = {
-            "kernel": root.KERNEL,
-            "initramfs": root.INITRAMFS,
-            "memory": memory(instance.spec),
-            "disks": [["image", of["image"], True], ["disk", of["disk"]]],
-            "interfaces": interfaces,
-        }
-        if "memory" in of:
-            machine |= {"memory_fd": of["memory"], "state": of["state"]}
+        indices = [*(port.index for port in there), *([None] * len(slots))]
+        machine = MachineConfig(
+            kernel=root.KERNEL,
+            initramfs=root.INITRAMFS,
+            **size(instance.spec)._asdict(),
+            agent=-1,
+            qmp=-1,
+            disks=[GuestDisk("image", of["image"], read_only=True), GuestDisk("disk", of["disk"])],
+            interfaces=interfaces,
+            memory_fd=of.get("memory", -1),
+            state=of.get("state", -1),
+            accelerator=start.accelerator,
+        )
+        if known:
+            machine = machine._replace(**{name: getattr(known, name) for name in _SAME}, arriving=arriving is not None)
         plan = {
-            "machine": machine,
-            "qemu": root.QEMU,
+            "resumed": resumed is not None,
+            "arriving": arriving is not None,
+            **command(machine, root.QEMU),
             "disk": self.disk(instance.id).stat().st_size,
-            "identity": {"hostname": program["hostname"]},
+            "disks": [
+                {"disk": each.name, "path": each.mount, "file": of[FURTHER + each.name]}
+                for each in disks_of(instance.spec)
+            ],
+            "memory": machine.memory,
+            "modules": machine.modules,
+            "cpus": machine.cpus,
+            "plugged": machine.plugged,
             "network": network.plan(ports, networks),
-            "program": {
-                "config": program,
-                "read_only": instance.spec.read_only,
-                "files": etc_files(instance, networks),
-            },
+            "slots": [*zip(slots, indices, strict=False)],
+            "inserted": [
+                {**network.device(port, of_port), "tap": of[port.interface]}
+                for port, of_port in zip(ports, networks, strict=True)
+                if port not in there and port.interface in of
+            ],
+            **for_agent(instance, networks, program, start.generation, grows=disk.grows(self.disk(instance.id))),
         }
-        fd = os.memfd_create("plan", os.MFD_CLOEXEC)
-        os.write(fd, json.dumps(plan).encode())
-        os.lseek(fd, 0, os.SEEK_SET)
-        return fd
+        plan["program"]["hold"] = start.hold
+        return plan_descriptor(plan)
 
 
-def memory(spec: InstanceSpec) -> int:
-    """The guest's memory in MiB."""
-    return (spec.resources.memory or LEAST) // _MIB
+def for_agent(
+    instance: Instance, networks: Sequence[Network], program: dict[str, Any], generation: str, *, grows: bool = False
+) -> dict[str, Any]:
+    """The part of a plan that says what the agent is to do with the machine, but for its network. The file system of
+    its disk `grows` if it is smaller than that."""
+    return {
+        "remove": instance.spec.remove,
+        "identity": {"hostname": program["hostname"], "generation": generation},
+        "program": {
+            "config": program,
+            "machine": instance.id,
+            "grows": grows,
+            "files": etc_files(instance, networks),
+        },
+    }
 
 
-def is_copy(spec: InstanceSpec) -> bool:
-    """Whether the machine starts as a copy of a template. There are templates for powers of two only, since each takes
-    memory and disk of the host, which no tenant has to pay for."""
-    asked, options = memory(spec), spec.options
-    return asked & (asked - 1) == 0 and isinstance(options, MachineOptions) and not options.cold
+def plan_descriptor(plan: dict[str, Any]) -> int:
+    """A descriptor from which the shim reads what to do."""
+    fd = os.memfd_create("plan", os.MFD_CLOEXEC)
+    os.write(fd, json.dumps(plan).encode())
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
-def disk_size(spec: InstanceSpec) -> int:
-    """The size of the disk in bytes, which is a whole number of MiB."""
-    return (spec.resources.disk or disk.SIZE) // _MIB * _MIB
-
-
-def check(spec: InstanceSpec) -> None:
-    """Raise Invalid for what a machine can't have."""
-    asked = spec.resources.memory or LEAST
-    if not LEAST <= asked <= MOST:
-        what = f"a virtual machine can't have {format_size(asked)} of memory"
-        raise Invalid(what, f"use {format_size(LEAST)} to {format_size(MOST)}")
-    if disk_size(spec) < disk.LEAST:
-        raise Invalid("the disk of a virtual machine is too small", f"use at least {format_size(disk.LEAST)}")
-    if len(spec.networks) > len(template.INTERFACES):
-        raise Invalid("a virtual machine is on one network at most", "leave out the others, or use a container")
-
-
-def _in_guest(mount: dict[str, Any], etc: str) -> dict[str, Any]:
-    """A mount whose source is a file that the agent writes, if it is one of the host's."""
-    source = str(mount.get("source", ""))
-    return {**mount, "source": f"{ETC}/{os.path.basename(source)}"} if os.path.dirname(source) == etc else mount
+def installation(settings: Settings) -> Installation:
+    """What machines of this host share. Templates are prepared for programs without options."""
+    etc = "/etc"
+    image = ImageConfig(entrypoint=["/"])
+    usual = spec.config(
+        InstanceSpec(image=""), image, user=User(), id_base=IDS_PER_TENANT, hostname="machine", cgroup="", etc=etc
+    )
+    return Installation(settings.root / "machines", boot_id(), in_guest(usual, etc))
