@@ -1,7 +1,7 @@
 """Middleware: authenticates requests, ends them when their sender loses the right to them, logs and audits.
 
-A request may last for days: logs, events, attach, exec. It is ended when the daemon stops, when the proof of its sender
-expires or is revoked, and when the sender's roles no longer allow it.
+A request may last for days: logs, events, attach, exec, vnc. It is ended when the daemon stops, when the proof of its
+sender expires or is revoked, and when the sender's roles no longer allow it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import NOBODY, Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.providers import Providers
+from insula.control.instances.migrating import OUTCOME
+from insula.control.instances.migration_link import PATH
 from insula.model.errors import InsulaError, TooManyRequests, Unavailable, defect
 
 log = logging.getLogger("insula.access")
 GRACE = 1.0
 """Seconds for requests to finish after the server was told to stop: followers of logs or events never finish."""
 LOGIN = "/v1/login"
-"""The path of the request that nobody needs a proof for."""
+WITHOUT_PROOF = frozenset({LOGIN, PATH, OUTCOME})
+"""The paths of the requests that nobody needs a proof for: to log in, and to send an instance by a ticket."""
 _PATH = 200  # characters of a path in the log
 _HOST = (b"host", b"insula")
 
@@ -81,7 +84,7 @@ class AccessMiddleware:
         entry = AuditedRequest(self.audit, scope, state.get("peer"), self.socket, self.outbox)
         peer, client = state.get("peer"), state.get("client")
         try:
-            anybody = scope.get("path") == LOGIN
+            anybody = scope.get("path") in WITHOUT_PROOF
             authority = await authenticate(
                 self.cache, self.providers, peer, client, scope["headers"], self.group, anybody=anybody
             )

@@ -44,6 +44,7 @@ from insula.api.instances import InstanceRoutes, list_all_instances, run_attache
 from insula.api.load_balancers import LoadBalancerRoutes
 from insula.api.login import login
 from insula.api.metrics import host_metrics, tenant_metrics
+from insula.api.migrations import MIGRATIONS
 from insula.api.networks import NetworkRoutes
 from insula.api.openapi import Document
 from insula.api.outbox import Outbox
@@ -54,6 +55,7 @@ from insula.api.policies import AddressGroupRoutes, EffectivePolicyRoutes, Opera
 from insula.api.redaction import pattern_of
 from insula.api.request_times import RequestTimes
 from insula.api.routers import RouterRoutes
+from insula.api.snapshots import SnapshotRoutes
 from insula.api.stats import STATS
 from insula.api.tenants import TenantRoutes
 from insula.api.tracing import TraceRoutes
@@ -82,6 +84,8 @@ HTTP on a unix socket, or HTTPS. Errors are problems (RFC 9457) with `code` and 
 | 7 | IDLE | nothing |
 | 8 | OPEN | what to execute, an ExecSpec: the first frame of an exec |
 | 9 | SIGNAL | one byte: the number of a signal for the process |
+| 10 | MESSAGE | JSON, between hosts |
+| 11, 12 | DISK, MEMORY | bytes of a machine that moves |
 """
 
 
@@ -156,8 +160,10 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
                     GuaranteeRoutes,
                     ImageRoutes,
                     InstanceRoutes,
+                    SnapshotRoutes,
                     HostRoutes,
                     AuditRoutes,
+                    *MIGRATIONS,
                     *STATS,
                     *DECLARED,
                     *USAGE_ROUTES,

@@ -36,8 +36,19 @@ from insula.model.errors import Failed, InsulaError, Unavailable
 _READS_DATA = ("/logs", "/archive", "/export")
 READS = ("GET", "HEAD", "OPTIONS")
 _CHANGES_NOTHING = ("/wait", "/diff")
-_LASTING = ("/exec", "/attach", "/run", "/images/save", *_READS_DATA)  # they may last for days
-_AHEAD = ("/attach", "/kill", "/archive", "/logs", "/export", "/images/push", "/images/pull", "/images/save", "/down")
+_LASTING = ("/exec", "/attach", "/vnc", "/run", "/images/save", *_READS_DATA)  # they may last for days
+_AHEAD = (
+    "/attach",
+    "/vnc",
+    "/kill",
+    "/archive",
+    "/logs",
+    "/export",
+    "/images/push",
+    "/images/pull",
+    "/images/save",
+    "/down",
+)
 _PATIENCE = 2.0  # seconds that a request waits for its line, while the disk is slow
 _MOST_WAITING = 10_000  # entries in the queue of one watcher
 _LONGEST = 256  # characters of a name

@@ -10,8 +10,10 @@ import msgspec
 from insula.api.images import BaseSpec, PullSpec, PushSpec, SaveSpec, TagSpec
 from insula.model.accounting import InstanceUsage, ReservedTotals, TenantUsage, TrafficTotals, UsedTotals
 from insula.model.declared import ApplySpec, DeclaredFile, DeclaredItem
+from insula.model.disks import FurtherDisk
 from insula.model.floating_ips import FloatingIp, FloatingIpPatch, FloatingIpSpec, FloatingIpView
 from insula.model.guarantees import GuaranteePatch, GuaranteeView
+from insula.model.guests import GuestReport, ReportedInterface
 from insula.model.load_balancers import (
     BackendCheck,
     BackendView,
@@ -21,6 +23,7 @@ from insula.model.load_balancers import (
     LoadBalancerSpec,
     LoadBalancerView,
 )
+from insula.model.migration import MigrationOutcome, MigrationQuery, MigrationTarget, MigrationTicket
 from insula.model.objects import (
     Exit,
     Image,
@@ -87,6 +90,7 @@ from insula.model.principals import (
 )
 from insula.model.routers import Router, RouterPatch, RouterSpec, RouterStatus, RouterView, StaticRoute
 from insula.model.service_endpoints import ServiceEndpoint, ServiceEndpointSpec
+from insula.model.snapshots import ForkSpec, SnapshotSpec, SnapshotView
 from insula.model.tracing import TraceView
 from insula.model.views import (
     AuditHead,
@@ -108,6 +112,7 @@ from insula.model.views import (
     PublishedPatch,
     Started,
     StatsSample,
+    TenantPatch,
     TenantSpec,
     TenantView,
     Usage,
@@ -192,7 +197,7 @@ _DOCUMENT = "apiVersion: insula/v1\nkind: Network\nmetadata: {name: back}\nspec:
 _BACKEND = BackendView(instance="web", address="10.0.0.2", port=8080, state="healthy", reason="it passes its checks")
 _OBJECTS: tuple[msgspec.Struct, ...] = (
     TenantSpec(name="acme", limits=LimitsPatch(cpus=2, memory=4096 * _MIB)),
-    LimitsPatch(cpus=4),
+    TenantPatch(cpus=4, labels={"trust": "low"}),
     TenantView(tenant=_TENANT, usage=Usage(instances=1, cpus=0.5, memory=64 * _MIB)),
     NetworkSpec(name="default", subnet="10.0.0.0/24"),
     NetworkPatch(outbound="none"),
@@ -291,6 +296,7 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     GuaranteePatch(floor_out=50_000_000, ceiling_out=200_000_000, cpus=0.5),
     GuaranteeView(tenant="acme", instance="web", floor_out=50_000_000, cpus=0.5, created=_NOW),
     NetworkAttachment(network="back", address="10.1.0.9"),
+    FurtherDisk(name="data", size=4 << 30, mount="/data"),
     Image(
         tenant="acme",
         name="busybox:latest",
@@ -310,10 +316,33 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     InstanceView(instance=_INSTANCE, status=_STATUS),
     PublishedPatch(publish=[PublishedPort(port=8080, target=80)]),
     InstancePatch(memory=128 * _MIB, labels={"tier": "front", "old": None}),
+    SnapshotSpec(name="before-upgrade", memory=True),
+    SnapshotView(
+        tenant="acme",
+        instance="vm",
+        name="before-upgrade",
+        memory=True,
+        state="ready",
+        size=96 * _MIB,
+        stopped=0.12,
+        created=_NOW,
+    ),
+    ForkSpec(count=2),
+    MigrationTicket(secret="Vb3…", authority="-----BEGIN CERTIFICATE-----…", expires=_NOW),
+    MigrationTarget(addresses=["192.0.2.7:7443"], authority="-----BEGIN CERTIFICATE-----…", secret="Vb3…"),
+    MigrationQuery(secret="Vb3…"),
+    MigrationOutcome(arrived=True),
     ExecSpec(command=["ls", "/"]),
     Started(id="0123456789abcdef"),
     Exit(exit_status=0, finished=_NOW),
     _PROCESS,
+    GuestReport(
+        answered=True,
+        hostname="web",
+        system="Debian GNU/Linux 12 (bookworm)",
+        kernel="6.1.0-32-amd64",
+        interfaces=[ReportedInterface(name="enp1s1", mac="02:00:00:00:00:02", addresses=["10.0.0.2/24"])],
+    ),
     Explanation(
         instance=_INSTANCE,
         status=_STATUS,

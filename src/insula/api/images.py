@@ -7,16 +7,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from litestar import Controller, Request, delete, get, post
-from litestar.params import JSONBody
+from litestar.params import FromQuery, JSONBody
 from litestar.response import Stream
 
 from insula.api.audit import note, without_secret
 from insula.api.pages import Paged
 from insula.api.parameters import ImageName, NewImage, OptionalImage, Plane, Sender, TenantName
-from insula.api.streams import NDJSON, TAR, archive, json_lines, primed, spooled, while_connected
+from insula.api.streams import BYTES, NDJSON, TAR, archive, json_lines, primed, spooled, while_connected
 from insula.control.identities.authority import Authority
+from insula.image.disk.convert import DiskFormat
 from insula.image.registry import Progress
 from insula.model import fields
+from insula.model.disk_images import DevicesKind, Firmware
 from insula.model.objects import Image, Struct
 from insula.model.views import Credentials
 
@@ -168,6 +170,28 @@ class ImageRoutes(Controller):
         note(name=name)
         async with spooled(request, plane.settings.root) as path:
             return await while_connected(request, plane.images.import_(tenant, path, name=name))
+
+    @post(
+        "/import-disk",
+        request_max_body_size=None,
+        summary="Make an image from a disk image of any operating system, for virtual machines",
+        permission="image.write",
+        takes=BYTES,
+    )
+    async def import_disk(
+        self,
+        plane: Plane,
+        tenant: TenantName,
+        name: NewImage,
+        format: FromQuery[DiskFormat],  # noqa: A002
+        request: Request[Any, Any, Any],
+        firmware: FromQuery[Firmware | None] = None,
+        devices: FromQuery[DevicesKind] = "para",
+    ) -> Image:
+        note(name=name)
+        async with spooled(request, plane.settings.root) as path:
+            work = plane.images.import_disk(tenant, path, name=name, kind=format, firmware=firmware, devices=devices)
+            return await while_connected(request, work)
 
     @post("/tag", summary="Give an image another name in addition", permission="image.write")
     async def tag(self, plane: Plane, tenant: TenantName, data: JSONBody[TagSpec]) -> Image:

@@ -8,7 +8,7 @@ from typing import Any
 
 from litestar import Controller, Request, delete, get, patch, post, put
 from litestar.params import JSONBody
-from litestar.response import Stream
+from litestar.response import Response, Stream
 from litestar.types import ASGIApp
 
 from insula.api.audit import announce, is_recorded, note
@@ -31,9 +31,12 @@ from insula.api.parameters import (
     Timeout,
 )
 from insula.api.server_sent import output, server_sent, wanted
-from insula.api.streams import FRAMES, TAR, archive, frames, primed, upload, while_connected
+from insula.api.streams import FRAMES, PNG, TAR, archive, frames, primed, upload, while_connected
 from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
+from insula.model.disks import FurtherDisk
+from insula.model.errors import Invalid
+from insula.model.guests import GuestReport
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment
 from insula.model.views import ExecSpec, Explanation, InstancePatch, InstanceView, ProcessView, PublishedPatch, Started
 
@@ -178,6 +181,25 @@ class InstanceRoutes(Controller):
         note(port=port)
         await plane.instances.unplug(tenant, name, port)
 
+    @post(
+        "/{name:str}/disks",
+        status_code=200,
+        summary="Give a virtual machine one more disk, at once if it runs",
+        permission="instance.write",
+    )
+    async def add_disk(self, plane: Plane, tenant: TenantName, name: Name, data: JSONBody[FurtherDisk]) -> InstanceView:
+        note(disk=data.name, size=data.size)
+        return await plane.disks.add(tenant, name, data)
+
+    @delete(
+        "/{name:str}/disks/{disk:str}",
+        summary="Remove a disk of a virtual machine, with what is on it; not while the guest uses it",
+        permission="instance.write",
+    )
+    async def remove_disk(self, plane: Plane, tenant: TenantName, name: Name, disk: Name) -> None:
+        note(disk=disk)
+        await plane.disks.remove(tenant, name, disk)
+
     @post("/{name:str}/rename", status_code=200, summary="Give it another name", permission="instance.write")
     async def rename(self, plane: Plane, tenant: TenantName, name: Name, to: NewName) -> InstanceView:
         note(to=to)
@@ -193,8 +215,11 @@ class InstanceRoutes(Controller):
         return Started(id=await plane.instances.exec_create(tenant, name, data, detach=True))
 
     @post("/{name:str}/start", status_code=200, summary="Start it", permission="instance.write")
-    async def start(self, plane: Plane, tenant: TenantName, name: Name, sender: Sender) -> InstanceView:
-        return await plane.instances.start(tenant, name, by=sender)
+    async def start(
+        self, plane: Plane, tenant: TenantName, name: Name, sender: Sender, cold: Flag = False
+    ) -> InstanceView:
+        """With `cold` a virtual machine is booted, whatever it could go on from."""
+        return await plane.instances.start(tenant, name, by=sender, cold=cold)
 
     @post(
         "/{name:str}/stop",
@@ -306,6 +331,45 @@ class InstanceRoutes(Controller):
     )
     async def export(self, plane: Plane, tenant: TenantName, name: Name, request: Request[Any, Any, Any]) -> Stream:
         return archive(await while_connected(request, primed(plane.instances.export(tenant, name))))
+
+    @get(
+        "/{name:str}/screenshot",
+        summary="A picture of its screen, if it is a machine of a disk image",
+        permission="instance.attach",
+        quota="streams",
+        sends=PNG,
+    )
+    async def screenshot(self, plane: Plane, tenant: TenantName, name: Name) -> Response[bytes]:
+        return Response(await plane.instances.screenshot(tenant, name), media_type=PNG)
+
+    @get(
+        "/{name:str}/guest",
+        summary="What the system in it says of itself, if it is a machine of a disk image with the agent of QEMU",
+        permission="instance.read",
+        quota="streams",
+    )
+    async def guest(self, plane: Plane, tenant: TenantName, name: Name) -> GuestReport:
+        """It is the guest's word, and decides nothing. Without an agent that answers in time, `answered` is false."""
+        return await plane.instances.guest_report(tenant, name)
+
+    @post(
+        "/{name:str}/vnc",
+        status_code=200,
+        request_max_body_size=None,
+        summary="Its screen, keyboard and pointer by VNC (RFC 6143): frames in both directions",
+        permission="instance.attach",
+        quota="exec_sessions",
+        takes=FRAMES,
+        sends=FRAMES,
+    )
+    async def vnc(self, plane: Plane, tenant: TenantName, name: Name) -> ASGIApp:
+        """What a viewer sends is in frames of STDIN, and what it gets in frames of STDOUT. It is asked for no password,
+        and the machine listens nowhere. Machines of disk images have a screen."""
+
+        async def signal(number: int) -> None:
+            raise Invalid("a screen takes no signals", "send frames of STDIN")
+
+        return Duplex(lambda: plane.instances.vnc(tenant, name), signal=signal)
 
     @post(
         "/{name:str}/attach",

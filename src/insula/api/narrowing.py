@@ -18,7 +18,9 @@ from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredItem
 from insula.model.floating_ips import FloatingIpView
 from insula.model.guarantees import GuaranteeView
+from insula.model.guests import GuestReport
 from insula.model.load_balancers import LoadBalancerView
+from insula.model.migration import MigrationOutcome, MigrationTicket
 from insula.model.objects import Exit, Image, Instance, InstanceStatus
 from insula.model.own_views import HIDDEN, OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.peerings import PeeringView
@@ -38,6 +40,7 @@ from insula.model.principals import (
 )
 from insula.model.routers import RouterView
 from insula.model.service_endpoints import ServiceEndpoint
+from insula.model.snapshots import SnapshotView
 from insula.model.tracing import TraceView
 from insula.model.views import (
     Explanation,
@@ -61,8 +64,12 @@ FREE = (
     Image,
     Exit,
     Started,
+    SnapshotView,
+    MigrationTicket,
+    MigrationOutcome,
     StatsSample,
     InstanceStats,
+    GuestReport,
     TenantUsage,
     WhoAmI,
     PrincipalView,

@@ -23,7 +23,7 @@ from insula.api.examples import example_of
 from insula.api.idempotency import MAX_KEY, REPLAYED, takes_key
 from insula.api.narrowing import NARROW
 from insula.api.problems import PROBLEM
-from insula.api.streams import EVENTS, FRAMES, NDJSON, TAR
+from insula.api.streams import BYTES, EVENTS, FRAMES, NDJSON, PNG, TAR
 from insula.model import own_views
 from insula.model.errors import KINDS
 from insula.model.permissions import BY_INVITATION, NOT_BY_TOKEN, OF_EVERYBODY, PERMISSIONS
@@ -60,6 +60,8 @@ _STREAMS = {
     FRAMES: "Frames: see the description of this API.",
     NDJSON: "JSON lines; an error after the first one is a problem, as the last line.",
     TAR: "A tar archive.",
+    BYTES: "A disk image.",
+    PNG: "A picture.",
 }
 _HEADERS: Schema = {
     "x-request-id": {"description": "the entry of the audit log", "schema": {"type": "string", "maxLength": 64}}

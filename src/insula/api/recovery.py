@@ -23,6 +23,7 @@ from insula.model.policy_views import PolicyView
 from insula.model.principals import BindingSpec, BindingView, PrincipalView
 from insula.model.routers import RouterView
 from insula.model.service_endpoints import ServiceEndpoint
+from insula.model.snapshots import SnapshotView
 from insula.model.views import InstanceView, NetworkView, TenantView
 from insula.store.typed import Keyspace
 
@@ -68,6 +69,8 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
         peer, peering = (request.path_params.get(each) for each in ("peer", "peering"))
         name = str(peering or body.get("name") or DEFAULT_NAME)
         content = await plane.peerings.get(str(tenant), str(peer or body.get("to")), name)
+    elif kind is SnapshotView and body.get("name"):
+        content = await plane.snapshots.get(str(tenant), str(request.path_params["name"]), body["name"])
     elif kind is GuaranteeView:
         content = await plane.guarantees.get(str(tenant), request.path_params.get("instance"))
     elif kind is Image:

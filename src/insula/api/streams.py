@@ -36,6 +36,8 @@ NDJSON = "application/x-ndjson"
 FRAMES = "application/vnd.insula.frames"
 EVENTS = "text/event-stream"
 TAR = "application/x-tar"
+BYTES = "application/octet-stream"
+PNG = "image/png"
 _ENDS: dict[str, Callable[[bytes], bytes]] = {
     NDJSON: lambda problem: problem + b"\n",
     FRAMES: lambda problem: encode(Kind.ERROR, problem),

@@ -8,7 +8,7 @@ from litestar.params import JSONBody
 from insula.api.audit import note
 from insula.api.pages import Paged
 from insula.api.parameters import Flag, Plane, Sender, TenantName
-from insula.model.views import LimitsPatch, TenantSpec, TenantView
+from insula.model.views import TenantPatch, TenantSpec, TenantView
 
 
 class TenantRoutes(Controller):
@@ -34,10 +34,10 @@ class TenantRoutes(Controller):
 
     @patch(
         "/{tenant:str}",
-        summary="Change a tenant's limits: absent ones stay, null is no limit",
+        summary="Change a tenant's limits and labels: absent ones stay, null is no limit, or removes a label",
         permission="tenant.limits",
     )
-    async def update_tenant(self, plane: Plane, tenant: TenantName, data: JSONBody[LimitsPatch]) -> TenantView:
+    async def update_tenant(self, plane: Plane, tenant: TenantName, data: JSONBody[TenantPatch]) -> TenantView:
         return await plane.tenants.update(tenant, data)
 
     @delete("/{tenant:str}", summary="Remove a tenant; with `force`, also all that it has", permission="tenant.remove")

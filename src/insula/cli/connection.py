@@ -31,9 +31,13 @@ def connect(arguments: Arguments) -> Client:
     token = read_token(path) if path else None
     if arguments.remote is None and (arguments.socket or os.environ.get("INSULA_SOCKET")):
         return Client(arguments.socket, token=token)
-    name = arguments.remote or remotes.current()
+    return connect_to(arguments.remote or remotes.current(), arguments.socket, token)
+
+
+def connect_to(name: str, path: str | None = None, token: str | None = None) -> Client:
+    """Return a client for a remote, or for the socket of this machine at `path`. NotFound, Denied."""
     if name == remotes.LOCAL:
-        return Client(arguments.socket, token=token)
+        return Client(path, token=token)
     from insula.client.https import HttpsRemote
 
     found = remotes.load(name)

@@ -1,4 +1,4 @@
-"""The part of `insula demo` about networks: a router, a policy, a published port, a floor of bandwidth.
+"""The part of `insula demo` about networks: a router, policies, a published port, floors.
 
 Every claim is checked by what instances see, and each refusal has a positive control.
 """
@@ -13,6 +13,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from insula.cli.tour import Tour
+from insula.model.rules import MAX_CPUS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,20 @@ def policy(tour: Tour, _: Client) -> None:
     tour.check(traced.status == 1 and "policy" in traced.text, "trace tells which policy that is")
 
 
+def names(tour: Tour, _: Client) -> None:
+    tour.step("A policy with a name", "db may speak to api.example.com, and asks for no other name outside.")
+    rule = ("--out", "--allow", "to:api.example.com tcp/443")
+    tour.run("-T", TENANT, "update", "db", "--label", "role=job")
+    tour.run("-T", TENANT, "policy", "create", "jobs", "--select", "role=job", *rule)
+    _until(lambda: _resolves(tour, "web", quiet=True))
+    tour.check(_resolves(tour, "web"), "names of its own tenant are answered (the positive control)")
+    other = tour.run("-T", TENANT, "exec", "db", "nslookup", "evil.example.net")
+    tour.check("NXDOMAIN" in other.text, "other names are not: the query never leaves the host")
+    traced = tour.run("-T", TENANT, "trace", "db", "outside", "tcp/443")
+    tour.check(traced.status == 1 and "jobs" in traced.text, "and addresses that no allowed name has are closed")
+    tour.run("-T", TENANT, "policy", "rm", "jobs")
+
+
 def published(tour: Tour, _: Client) -> None:
     port = _free_port()
     tour.step("A published port", f"Port {port} of this host, on 127.0.0.1, leads to port 80 of an instance.")
@@ -71,14 +86,20 @@ def floor(tour: Tour, client: Client) -> None:
     held = client.guarantees.get(TENANT)
     right = shown.ok and (held["cpus"], held["ceiling_out"]) == (0.1, 50_000_000)
     tour.check(right, f"{TENANT} always gets a tenth of a CPU, and sends 50 Mbit/s at most")
-    refused = tour.run("-T", TENANT, "guarantee", "set", "--cpu", "100000")
-    tour.check(not refused.ok, "a floor that the host does not have is refused, with what is left")
+    refused = tour.run("-T", TENANT, "guarantee", "set", "--cpu", str(MAX_CPUS))
+    tour.check("is left" in refused.text, "a floor that the host does not have is refused, with what is left")
 
 
 def _fetches(tour: Tour, source: str, *, quiet: bool = False) -> bool:
     """Whether an instance gets the store's page."""
     words = ("exec", source, "timeout", "3", "wget", "-q", "-O", "-", f"http://{STORE}/")
     return tour.run("-T", TENANT, *words, quiet=quiet).text == "the store"
+
+
+def _resolves(tour: Tour, name: str, *, quiet: bool = False) -> bool:
+    """Whether db resolves a name."""
+    asked = tour.run("-T", TENANT, "exec", "db", "timeout", "3", "nslookup", name, quiet=quiet)
+    return "10.0.0.2" in asked.text
 
 
 def _page(port: int) -> str | None:

@@ -26,17 +26,20 @@ if TYPE_CHECKING:
 
     from insula.client.attachment import Attachment
     from insula.client.declared import DeclaredResource
+    from insula.client.disks import DisksResource
     from insula.client.endpoints import ServiceEndpointsResource
     from insula.client.floating_ips import FloatingIpsResource
     from insula.client.guarantees import GuaranteesResource
     from insula.client.host import HostResource
     from insula.client.identities import IdentitiesResource
     from insula.client.load_balancers import LoadBalancersResource
+    from insula.client.migrations import MigrationsResource
     from insula.client.networks import NetworksResource
     from insula.client.peerings import PeeringsResource
     from insula.client.policies import AddressGroupsResource, OperatorPoliciesResource, PoliciesResource
     from insula.client.ports import PortsResource
     from insula.client.routers import RoutersResource
+    from insula.client.snapshots import SnapshotsResource
 
     Object = dict[str, Any]
     Objects = list[Object]  # inside the classes below, `list` is a method
@@ -171,6 +174,27 @@ class Client:
 
         return PortsResource(self)
 
+    @property
+    def disks(self) -> DisksResource:
+        """Further disks of virtual machines."""
+        from insula.client.disks import DisksResource
+
+        return DisksResource(self)
+
+    @property
+    def migrations(self) -> MigrationsResource:
+        """Moves of instances between hosts."""
+        from insula.client.migrations import MigrationsResource
+
+        return MigrationsResource(self)
+
+    @property
+    def snapshots(self) -> SnapshotsResource:
+        """Snapshots of instances, and copies of those that run."""
+        from insula.client.snapshots import SnapshotsResource
+
+        return SnapshotsResource(self)
+
     def call(self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
         """Send a request to /v1/SEGMENT/…?QUERY, and return the response's JSON."""
         with self.stream(method, *segments, body=body, query=query) as response:
@@ -237,9 +261,9 @@ class TenantsResource(Resource):
         removed since then."""
         return self.client.call("GET", "usage", query={"since": since, "removed": removed})  # type: ignore[no-any-return]
 
-    def update(self, name: str, **limits: float | int | None) -> Object:
-        """Change the given `limits`, as in `create`; None is no limit."""
-        return self.client.call("PATCH", "tenants", name, body=limits)  # type: ignore[no-any-return]
+    def update(self, name: str, **changes: object) -> Object:
+        """Change the given limits, as in `create`; None is no limit. In `labels`, None removes one."""
+        return self.client.call("PATCH", "tenants", name, body=changes)  # type: ignore[no-any-return]
 
     def remove(self, name: str, *, force: bool = False) -> None:
         """Remove a tenant. Conflict while it has instances, networks or images, unless `force`, which removes these."""
@@ -288,6 +312,15 @@ class ImagesResource(Resource):
         ) as response:
             return response.json()  # type: ignore[no-any-return]
 
+    def import_disk(self, tenant: str, name: str, disk: Iterable[bytes], **options: object) -> Object:
+        """Make an image from a disk image, in pieces. Options: format (raw, qcow2 or iso), firmware (bios or
+        uefi), devices (full or para)."""
+        query = {"name": name, **options}
+        with self.client.stream(
+            "POST", "tenants", tenant, "images", "import-disk", upload=disk, query=query
+        ) as response:
+            return response.json()  # type: ignore[no-any-return]
+
     def save(self, tenant: str, names: Sequence[str], format: str = "oci") -> Response:  # noqa: A002
         """Save images in one archive, a tar: read the response, and close it."""
         body = {"names": [*names], "format": format}
@@ -317,8 +350,9 @@ class InstancesResource(Resource):
     def rename(self, tenant: str, name: str, to: str) -> Object:
         return self._call("POST", tenant, name, "rename", to=to)  # type: ignore[no-any-return]
 
-    def start(self, tenant: str, name: str) -> Object:
-        return self._call("POST", tenant, name, "start")  # type: ignore[no-any-return]
+    def start(self, tenant: str, name: str, *, cold: bool = False) -> Object:
+        """Start an instance. A virtual machine that is to be `cold` is booted, whatever it could go on from."""
+        return self._call("POST", tenant, name, "start", cold=cold)  # type: ignore[no-any-return]
 
     def stop(self, tenant: str, name: str, timeout: float | None = None) -> Object:
         """Stop an instance by its stop signal, then SIGKILL after `timeout` seconds (None: the spec's)."""
@@ -329,7 +363,7 @@ class InstancesResource(Resource):
 
     def update(self, tenant: str, name: str, **changes: object) -> Object:
         """Change the given limits, of cpus, memory (bytes), pids, disk (bytes) and inodes, where None is no limit, and
-        `labels`, where it is no label."""
+        `labels`, where it is no label. `cdrom` may be None: CDs are taken out of the drives of a machine."""
         return self.client.call("PATCH", "tenants", tenant, "instances", name, body=changes)  # type: ignore[no-any-return]
 
     def publish(
@@ -365,6 +399,21 @@ class InstancesResource(Resource):
         "instances"}: once, or every `interval` seconds."""
         where = ("stats",) if tenant is None else ("tenants", tenant, "stats")
         return self.client.lines("GET", *where, query={"name": [*names], "interval": interval})
+
+    def screenshot(self, tenant: str, name: str) -> bytes:
+        """Return a picture of the screen of a virtual machine, a PNG."""
+        with self.client.stream("GET", "tenants", tenant, "instances", name, "screenshot") as response:
+            return b"".join(response)
+
+    def guest(self, tenant: str, name: str) -> Object:
+        """Return what the system in a virtual machine of a disk image says of itself."""
+        return self._call("GET", tenant, name, "guest")  # type: ignore[no-any-return]
+
+    def vnc(self, tenant: str, name: str) -> Attachment:
+        """Connect to the screen of a virtual machine: STDIN and STDOUT are those of a VNC viewer (RFC 6143)."""
+        from insula.client.attachment import Attachment
+
+        return Attachment(self.client.remote, target("tenants", tenant, "instances", name, "vnc"))
 
     def explain(self, tenant: str, name: str) -> Object:
         return self._call("GET", tenant, name, "explain")  # type: ignore[no-any-return]

@@ -6,7 +6,9 @@ from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredItem
 from insula.model.floating_ips import FloatingIpView
 from insula.model.guarantees import GuaranteeView
+from insula.model.guests import GuestReport
 from insula.model.load_balancers import LoadBalancerView
+from insula.model.migration import MigrationTicket
 from insula.model.objects import Exit, Image
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.peerings import PeeringView
@@ -26,6 +28,7 @@ from insula.model.principals import (
 )
 from insula.model.routers import RouterView
 from insula.model.service_endpoints import ServiceEndpoint
+from insula.model.snapshots import SnapshotView
 from insula.model.tracing import TraceView
 from insula.model.views import (
     AuditHead,
@@ -78,6 +81,10 @@ INSTANCES = many(INSTANCE)
 PROCESSES = many(either(ProcessView, OwnProcess))
 EXPLANATION = either(Explanation, OwnExplanation)
 EXIT = of(Exit)
+GUEST_REPORT = of(GuestReport)
+MIGRATION_TICKET = of(MigrationTicket)
+SNAPSHOT = of(SnapshotView)
+SNAPSHOTS = many(SNAPSHOT)
 STARTED = of(Started)
 STATS_SAMPLE = of(StatsSample)
 WHO_AM_I = of(WhoAmI)

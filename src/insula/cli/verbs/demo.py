@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from insula.cli import demo_networks
+from insula.cli import demo_machines, demo_networks
 from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.tour import Tour, fields
@@ -25,7 +25,13 @@ SERVE = "mkdir /www; echo {text} > /www/index.html; exec httpd -f -h /www"
 BOMB = "bomb() { bomb & bomb & exec sleep 600; }; bomb & exec sleep 600"  # a shell that can't fork ends: not PID 1
 HOG = "x=0123456789abcdef; while :; do x=$x$x; done"
 PIDS, MEMORY = 64, "48m"
-NETWORKS = (demo_networks.router, demo_networks.policy, demo_networks.published, demo_networks.floor)
+NETWORKS = (
+    demo_networks.router,
+    demo_networks.policy,
+    demo_networks.names,
+    demo_networks.published,
+    demo_networks.floor,
+)
 
 
 def run(arguments: Arguments) -> int:
@@ -41,6 +47,7 @@ def run(arguments: Arguments) -> int:
                 inside,
                 same_address,
                 nothing_crosses,
+                demo_machines.machine,
                 *NETWORKS,
                 bomb,
                 hog,

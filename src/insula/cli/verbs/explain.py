@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from insula.cli.connection import connect
-from insula.cli.options import Arguments, Command
+from insula.cli.elements import concerning
+from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import age, clean, print_json, size, table
 from insula.cli.verbs.ps import state
 from insula.cli.verbs.top import HEADER, rows, tree
@@ -28,6 +29,7 @@ def run(arguments: Arguments) -> int:
         print("\nIt is not running: it has no processes, namespaces or control groups now.")
     filesystem(page)
     network(page)
+    rules(page, arguments.rules)
     return 0
 
 
@@ -57,6 +59,12 @@ def identity(page: Page) -> None:
         found = f", exit status {last['exit_status']}, {age(last['finished'])} ago" if last else ""
         facts({"health": f"{health['status']}, {health['failures']} failures in a row{found}"})
     options = instance["spec"]["options"]
+    if options["kind"] == "container":
+        allowed(options)
+
+
+def allowed(options: dict[str, Any]) -> None:
+    """What a container has that others don't have."""
     if other := options["pid_of"]:
         facts({"processes": f"shared with {other}, by --pid: if that one ends, so does this"})
     if options["nesting"]:
@@ -183,18 +191,34 @@ def network(page: Page) -> None:
             facts({f"installed: {name}": shown})
     for entrance in page.get("entrances") or ():
         facts({"reached by": entrance})
-    if page.get("rules"):
-        print("  rules")
-        for line in page["rules"].splitlines():
-            print(f"    {clean(line.expandtabs(4))}")
+
+
+def rules(page: Page, whole: bool) -> None:
+    """Print the rules of the tenant, or only the elements of their sets that name a port of the instance."""
+    listing = page.get("rules")
+    if not listing:
+        return
+    if whole:
+        title("Rules of the tenant (nft(8))")
+        for line in listing.splitlines():
+            print(f"  {clean(line.expandtabs(4))}")
+        return
+    title("Elements that name it, of sets and maps in the tenant's rules (--rules prints all)")
+    ports = page["installed"]
+    names = {
+        name for port in ports for name in (port["device"], *port["macs"], *port["addresses"], *port["addresses6"])
+    }
+    for line in concerning(listing, sorted(names)):
+        print(f"  {clean(line)}")
 
 
 COMMANDS = {
     "explain": Command(
         run,
         "Show the isolation of the instance NAME: its processes inside and on the host, namespaces, control\n"
-        "groups, rights, layers, port and rules, as the kernel has them now.",
+        "groups, rights, layers, ports and what its tenant's rules have of it, as the kernel has them now.",
         "NAME",
+        [Option("--rules", "print all rules of the tenant")],
         complete={"NAME": "instance"},
     )
 }

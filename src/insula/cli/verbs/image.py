@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from errno import EISDIR
 
 from insula.cli.connection import connect
+from insula.cli.disk_image import OPTIONS, disk_options, refuse_disk_options
 from insula.cli.options import Arguments, Command, Option, choice
 from insula.cli.output import age, clean, listing, print_json, size, warn
 from insula.cli.terminal import STDIN, STDOUT, write_all
@@ -31,7 +32,8 @@ def ls(arguments: Arguments) -> int:
 def row(image: Object) -> list[Any]:
     digest = image["digest"].removeprefix("sha256:")[:12]
     owner = image["tenant"] or "(shared)"
-    return [image["name"], owner, digest, len(image["layers"]), size(image["size"]), age(image["created"])]
+    layers = image["disk"]["media"] if image.get("disk") else len(image["layers"])
+    return [image["name"], owner, digest, layers, size(image["size"]), age(image["created"])]
 
 
 def pull(arguments: Arguments) -> int:
@@ -98,7 +100,13 @@ def load(arguments: Arguments) -> int:
 
 
 def import_(arguments: Arguments) -> int:
-    image = connect(arguments).images.import_(arguments.tenant, arguments.name, read_archive(arguments.tar))
+    if arguments.vm:
+        options = disk_options(arguments)
+        disk = read_archive(arguments.file)
+        image = connect(arguments).images.import_disk(arguments.tenant, arguments.name, disk, **options)
+    else:
+        refuse_disk_options(arguments)
+        image = connect(arguments).images.import_(arguments.tenant, arguments.name, read_archive(arguments.file))
     print_json(image) if arguments.json else show(image)
     return 0
 
@@ -201,7 +209,11 @@ COMMANDS = {
         complete=_IMAGE,
     ),
     "import": Command(
-        import_, "Make an image from the tar of a root file system.", "TAR NAME", complete={"TAR": "file"}
+        import_,
+        "Make an image from the tar of a root file system, or from the disk or CD of a virtual machine.",
+        "FILE NAME",
+        OPTIONS,
+        complete={"FILE": "file"},
     ),
     "build-base": Command(
         build_base,

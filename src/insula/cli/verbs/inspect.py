@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, choice
 from insula.cli.output import print_json
 from insula.client import Client
-from insula.model.errors import NotFound
+from insula.model.errors import Conflict, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+
+def _instance(client: Client, tenant: str, name: str) -> Any:
+    """An instance; a machine of a disk image that runs with what its system says of itself."""
+    found = client.instances.get(tenant, name)
+    if found["instance"]["spec"]["options"].get("kind") == "machine" and found["status"]["state"] == "running":
+        with suppress(Conflict, NotFound):  # it has just ended, or is of a container image
+            found["guest_report"] = client.instances.guest(tenant, name)
+    return found
+
+
 KINDS: Mapping[str, Callable[[Client, str, str], Any]] = {
-    "instance": lambda client, tenant, name: client.instances.get(tenant, name),
+    "instance": _instance,
     "network": lambda client, tenant, name: client.networks.get(tenant, name),
     "router": lambda client, tenant, name: client.routers.get(tenant, name),
     "policy": lambda client, tenant, name: client.policies.get(tenant, name),

@@ -36,7 +36,7 @@ def each(act: Callable[[Client, Arguments, str], object], argument: str = "name"
 
 
 def start(client: Client, arguments: Arguments, name: str) -> object:
-    return client.instances.start(arguments.tenant, name)
+    return client.instances.start(arguments.tenant, name, cold=arguments.cold)
 
 
 def stop(client: Client, arguments: Arguments, name: str) -> object:
@@ -88,7 +88,13 @@ _TIME = Option(
 _UNPAUSE = Command(each(unpause), "Resume paused instances.", "NAME...", complete=_NAME)
 
 COMMANDS = {
-    "start": Command(each(start), "Start stopped instances.", "NAME...", complete=_NAME),
+    "start": Command(
+        each(start),
+        "Start stopped instances.",
+        "NAME...",
+        [Option("--cold", "boot a virtual machine, also where it would go on from a snapshot")],
+        complete=_NAME,
+    ),
     "stop": Command(each(stop), "Stop instances: their stop signal, then SIGKILL.", "NAME...", [_TIME], complete=_NAME),
     "restart": Command(each(restart), "Stop and start instances.", "NAME...", [_TIME], complete=_NAME),
     "pause": Command(

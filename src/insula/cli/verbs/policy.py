@@ -169,7 +169,8 @@ def _show_audited(flows: list[dict[str, Any]]) -> None:
     for flow in flows:
         ends = [flow[f"{end}_instance"] or flow[end] for end in ("source", "destination")]
         what = f"{ends[0]} → {ends[1]} {flow['protocol']}/{flow['port']}"
-        print(f"{'denied':10} {clean(what)} ({flow['direction']}), {flow['connections']} connections")
+        number = flow["connections"]
+        print(f"{'denied':10} {clean(what)} ({flow['direction']}), {number} connection{'s' if number != 1 else ''}")
 
 
 def _show_effective(client: Client, arguments: Arguments) -> int:

@@ -33,7 +33,7 @@ def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
     cells = [
         instance["name"],
         instance["spec"]["image"],
-        state(status, restarting=view["restarting"], health=view["health"]) + ("" if view["reconciled"] else " (?)"),
+        shown(view) + ("" if view["reconciled"] else " (?)"),
         ", ".join(addresses) or None,
         ", ".join(map(show_published, instance["spec"]["published"])) or None,
         status.get("pid"),
@@ -47,6 +47,13 @@ def show_published(port: dict[str, Any]) -> str:
     from insula.model import publishing  # not needed by most commands
 
     return publishing.show(*(port[name] for name in ("port", "target", "count", "protocol", "address")))
+
+
+def shown(view: dict[str, Any]) -> str:
+    """`state`, or ``running (unresponsive)``."""
+    if view["status"]["state"] == "running" and not view["responsive"]:
+        return "running (unresponsive)"
+    return state(view["status"], restarting=view["restarting"], health=view["health"])
 
 
 def state(status: dict[str, Any], *, restarting: bool = False, health: dict[str, Any] | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from insula.cli.connection import connect
-from insula.cli.machine_options import machine_options
+from insula.cli.machine_options import MACHINE_OPTIONS, machine_options, refuse_machine_options
 from insula.cli.options import Arguments, Command, Option, UsageError, choice, whole, zero_or
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal, terminal_size
@@ -263,8 +263,7 @@ _ALWAYS = ("nosuid", "nodev")
 
 def container_options(arguments: Arguments) -> dict[str, Any]:
     """Return the `ContainerOptions` of the options."""
-    if arguments.cold:
-        raise UsageError("--cold is of virtual machines", "use it with --vm")
+    refuse_machine_options(arguments)
     options: dict[str, Any] = {
         "kind": "container",
         "init": arguments.init,
@@ -413,8 +412,7 @@ OPTIONS = [
         many=True,
         parse=published,
     ),
-    Option("--vm", "make it a virtual machine, with a kernel of its own (docs/machines.md)"),
-    Option("--cold", "with --vm: boot it, instead of copying one that was booted"),
+    *MACHINE_OPTIONS,
     Option("--hostname", "its host name (its name)", "NAME"),
     Option("--cpus", "at most so many CPUs, as in 0.5 (0: as many as its tenant)", "N", parse=zero_or(parse_cpus)),
     Option("-m --memory", "at most so much memory, as in 64m (0: as its tenant)", "SIZE", parse=zero_or(parse_size)),

@@ -25,7 +25,11 @@ def create(arguments: Arguments) -> int:
 
 
 def update(arguments: Arguments) -> int:
-    view = connect(arguments).tenants.update(arguments.name, **changes(arguments, *LIMITS))
+    relabels = arguments.label or arguments.unlabel
+    patch = given(arguments, *LIMITS) if relabels else changes(arguments, *LIMITS)
+    if relabels:
+        patch["labels"] = new_labels(arguments.label, arguments.unlabel)
+    view = connect(arguments).tenants.update(arguments.name, **patch)
     print_json(view) if arguments.json else print(arguments.name)
     return 0
 
@@ -44,6 +48,12 @@ def given(arguments: Arguments, *names: str) -> dict[str, Any]:
     """Return the limits of the command line, which may have none."""
     values = {name: getattr(arguments, name) for name in names}
     return {name: None if value == "none" else value for name, value in values.items() if value is not None}
+
+
+def new_labels(given: list[str], removed: list[str]) -> dict[str, str | None]:
+    """Return changes of labels, of which None removes one, from ``NAME[=VALUE]`` and names. UsageError."""
+    labels: dict[str, str | None] = dict(pair(text, "label", default="") for text in given)
+    return labels | dict.fromkeys(removed)
 
 
 def ls(arguments: Arguments) -> int:
@@ -160,9 +170,13 @@ COMMANDS = {
     ),
     "update": Command(
         update,
-        "Change limits of a tenant. They apply at once; limits that are not given stay unchanged.",
+        "Change limits and labels of a tenant, at once. What is not given stays unchanged.",
         "NAME",
-        options(),
+        [
+            *options(),
+            Option("-l --label", "set a label; the operator's policies select by it", "NAME[=VALUE]", many=True),
+            Option("--unlabel", "remove a label", "NAME", many=True),
+        ],
         details="Refused below what it has in use (`insula tenant show`).",
         complete=_NAME,
     ),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from insula.cli.connection import connect
-from insula.cli.options import Arguments, Command, Option, or_none, whole, zero_or
-from insula.cli.output import print_json
-from insula.cli.verbs.run import pair, published
-from insula.cli.verbs.tenant import changes, given
+from insula.cli.options import Arguments, Command, Option, choice, or_none, whole, zero_or
+from insula.cli.output import print_json, warn
+from insula.cli.verbs.run import published
+from insula.cli.verbs.tenant import changes, given, new_labels
 from insula.model.units import parse_cpus, parse_size
 
 
@@ -16,15 +16,19 @@ def run(arguments: Arguments) -> int:
     names = ("cpus", "memory", "pids", "disk", "inodes")
     publish, withdraw = arguments.publish, arguments.unpublish
     relabels = arguments.label or arguments.unlabel
-    limits = given(arguments, *names) if relabels or publish or withdraw else changes(arguments, *names)
+    beside = relabels or publish or withdraw or arguments.cdrom
+    limits = given(arguments, *names) if beside else changes(arguments, *names)
+    if arguments.cdrom:
+        limits["cdrom"] = None
     if relabels:
-        limits["labels"] = dict(pair(text, "label", default="") for text in arguments.label)
-        limits["labels"] |= dict.fromkeys(arguments.unlabel)
+        limits["labels"] = new_labels(arguments.label, arguments.unlabel)
     client = connect(arguments)
     if publish or withdraw:
         view = client.instances.publish(arguments.tenant, arguments.name, publish, withdraw)
     if limits:
         view = client.instances.update(arguments.tenant, arguments.name, **limits)
+    for each in view["status"].get("notes", ()):
+        warn(f"note: {each}")
     print_json(view) if arguments.json else print(arguments.name)
     return 0
 
@@ -44,6 +48,7 @@ COMMANDS = {
             Option("--pids", "at most so many processes, or none", "N", parse=or_none(whole(1))),
             Option("--disk", "at most so many bytes on disk, as in 1g, or none", "SIZE", parse=_or_none(parse_size)),
             Option("--inodes", "at most so many files and directories, or none", "N", parse=or_none(whole(16))),
+            Option("--cdrom", "none: take the CDs out of the drives of a machine", "none", parse=choice("none")),
             Option("-l --label", "set a label; policies that select by it apply at once", "NAME[=VALUE]", many=True),
             Option("--unlabel", "remove a label", "NAME", many=True),
             Option(

@@ -55,6 +55,10 @@ class AsyncCaller:
         """Send GET for a target outside of /v1 or in it, and return the answer as text."""
         return (await self._whole(HTTPRequest("GET", where))).decode()
 
+    async def read(self, *path: str) -> bytes:
+        """Send GET, and return the answer as it is."""
+        return await self._whole(request("GET", *path))
+
     async def upload(
         self, convert: Callable[[object], T], method: str, *path: str, pieces: AsyncPieces, query: Query
     ) -> T:

@@ -24,6 +24,7 @@ from insula.sdk._async.policies import (
     AsyncPolicyOperations,
 )
 from insula.sdk._async.routers import AsyncRouterOperations
+from insula.sdk._async.snapshots import AsyncSnapshotOperations
 from insula.sdk._async.tenants import AsyncTenantOperations
 from insula.sdk._async.transport import AsyncTransport
 
@@ -55,6 +56,7 @@ class AsyncInsula:
         self.load_balancers = AsyncLoadBalancerOperations(caller)
         self.images = AsyncImageOperations(caller)
         self.instances = AsyncInstanceOperations(caller)
+        self.snapshots = AsyncSnapshotOperations(caller)
         self.identities = AsyncIdentityOperations(caller)
         self.host = AsyncHostOperations(caller)
         self.audit = AsyncAuditOperations(caller)

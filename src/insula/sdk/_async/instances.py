@@ -7,7 +7,11 @@ from typing import Literal, Unpack
 
 from msgspec import UNSET
 
+from insula.model.disks import FurtherDisk
+from insula.model.guests import GuestReport
+from insula.model.migration import MigrationTarget, MigrationTicket
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec, NetworkAttachment, PublishedPort
+from insula.model.snapshots import ForkSpec
 from insula.model.views import ExecSpec, InstancePatch, PublishedPatch, Started, StatsSample
 from insula.sdk import answers
 from insula.sdk._async.calls import AsyncCaller, request
@@ -59,11 +63,14 @@ class AsyncInstanceOperations:
         name: str,
         *,
         labels: Mapping[str, str | None] | None = None,
+        eject: bool = False,
         idempotency_key: str | None = None,
         **limits: Unpack[ResourceOptions],
     ) -> AnyInstance:
-        """Change the given limits and labels, at once if it runs. A label with the value None is removed."""
-        patch = InstancePatch(labels=UNSET if labels is None else dict(labels), **limits)
+        """Change the given limits and labels, at once if it runs. A label with the value None is removed. With `eject`
+        CDs are taken out of the drives of a virtual machine."""
+        new = UNSET if labels is None else dict(labels)
+        patch = InstancePatch(labels=new, cdrom=None if eject else UNSET, **limits)
         return await self._caller.change(
             answers.INSTANCE, "PATCH", *_path(tenant, name), body=patch, key=idempotency_key
         )
@@ -98,8 +105,41 @@ class AsyncInstanceOperations:
         """Disconnect it from a network. `port` is the name of the network, or of the interface, as in eth1."""
         await self._caller.do("DELETE", *_path(tenant, name), "ports", port, key=idempotency_key)
 
-    async def start(self, tenant: str, name: str, *, idempotency_key: str | None = None) -> AnyInstance:
-        return await self._act(tenant, name, "start", idempotency_key)
+    async def add_disk(
+        self, tenant: str, name: str, further: FurtherDisk, *, idempotency_key: str | None = None
+    ) -> AnyInstance:
+        """Give a virtual machine one more disk, at once if it runs."""
+        return await self._caller.change(
+            answers.INSTANCE, "POST", *_path(tenant, name), "disks", body=further, key=idempotency_key
+        )
+
+    async def remove_disk(self, tenant: str, name: str, disk_name: str, *, idempotency_key: str | None = None) -> None:
+        """Remove a disk of a virtual machine, with what is on it."""
+        await self._caller.do("DELETE", *_path(tenant, name), "disks", disk_name, key=idempotency_key)
+
+    async def start(
+        self, tenant: str, name: str, *, cold: bool = False, idempotency_key: str | None = None
+    ) -> AnyInstance:
+        """Start it. A virtual machine that is to be `cold` is booted, whatever it could go on from."""
+        return await self._act(tenant, name, "start", idempotency_key, {"cold": cold})
+
+    async def fork(
+        self, tenant: str, name: str, *, count: int = 1, idempotency_key: str | None = None
+    ) -> Sequence[AnyInstance]:
+        """Make copies of it while it runs, with its memory. Each has a name, addresses and an identity of its own."""
+        where, spec = (*_path(tenant, name), "fork"), ForkSpec(count=count)
+        return await self._caller.change(answers.INSTANCES, "POST", *where, body=spec, key=idempotency_key)
+
+    async def migration_ticket(self, tenant: str, *, idempotency_key: str | None = None) -> MigrationTicket:
+        """Ask this host for a ticket, by which another host may send it one instance."""
+        where = ("tenants", tenant, "migrations")
+        return await self._caller.change(answers.MIGRATION_TICKET, "POST", *where, key=idempotency_key)
+
+    async def migrate(
+        self, tenant: str, name: str, migration: MigrationTarget, *, idempotency_key: str | None = None
+    ) -> None:
+        """Move a virtual machine to another host while it runs, with the ticket of there."""
+        await self._caller.do("POST", *_path(tenant, name), "migrate", body=migration, key=idempotency_key)
 
     async def stop(
         self, tenant: str, name: str, *, timeout: float | None = None, idempotency_key: str | None = None
@@ -246,6 +286,19 @@ class AsyncInstanceOperations:
     def export(self, tenant: str, name: str) -> AsyncItems[bytes]:
         """Yield an archive with the root file system, without its mounts."""
         return AsyncItems(self._caller, request("GET", *_path(tenant, name), "export"), as_sent)
+
+    async def screenshot(self, tenant: str, name: str) -> bytes:
+        """A picture of the screen of a virtual machine of a disk image, a PNG."""
+        return await self._caller.read(*_path(tenant, name), "screenshot")
+
+    async def guest(self, tenant: str, name: str) -> GuestReport:
+        """What the system in a virtual machine of a disk image says of itself, by the agent of QEMU."""
+        return await self._caller.get(answers.GUEST_REPORT, *_path(tenant, name), "guest")
+
+    def vnc(self, tenant: str, name: str) -> AsyncAttachedProcess:
+        """The screen of a virtual machine of a disk image by VNC (RFC 6143): write what a viewer sends, and read what
+        it gets."""
+        return AsyncAttachedProcess(self._caller, _post(*_path(tenant, name), "vnc"))
 
     async def _act(self, tenant: str, name: str, verb: str, key: str | None, query: Query = None) -> AnyInstance:
         return await self._caller.change(answers.INSTANCE, "POST", *_path(tenant, name), verb, query=query, key=key)

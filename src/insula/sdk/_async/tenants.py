@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Unpack
 
+from msgspec import UNSET
+
 from insula.client.http import target
 from insula.model.accounting import TenantUsage
-from insula.model.views import LimitsPatch, StatsSample, TenantSpec
+from insula.model.views import LimitsPatch, StatsSample, TenantPatch, TenantSpec
 from insula.sdk import answers
 from insula.sdk._async.calls import AsyncCaller, request
 from insula.sdk._async.items import AsyncItems, lines
@@ -44,10 +46,15 @@ class AsyncTenantOperations:
         return await self._caller.get(answers.TENANT, "tenants", tenant)
 
     async def update(
-        self, tenant: str, *, idempotency_key: str | None = None, **limits: Unpack[LimitOptions]
+        self,
+        tenant: str,
+        *,
+        labels: Mapping[str, str | None] | None = None,
+        idempotency_key: str | None = None,
+        **limits: Unpack[LimitOptions],
     ) -> AnyTenant:
-        """Change the given limits."""
-        patch = LimitsPatch(**limits)
+        """Change the given limits and labels. A label with the value None is removed."""
+        patch = TenantPatch(labels=UNSET if labels is None else dict(labels), **limits)
         return await self._caller.change(answers.TENANT, "PATCH", "tenants", tenant, body=patch, key=idempotency_key)
 
     async def remove(self, tenant: str, *, force: bool = False, idempotency_key: str | None = None) -> None:

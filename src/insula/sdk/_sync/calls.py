@@ -55,6 +55,10 @@ class Caller:
         """Send GET for a target outside of /v1 or in it, and return the answer as text."""
         return (self._whole(HTTPRequest("GET", where))).decode()
 
+    def read(self, *path: str) -> bytes:
+        """Send GET, and return the answer as it is."""
+        return self._whole(request("GET", *path))
+
     def upload(self, convert: Callable[[object], T], method: str, *path: str, pieces: Pieces, query: Query) -> T:
         """Send a request whose body is an archive in pieces, and return the answer."""
         sent = request(method, *path, query=query).with_field("content-type", "application/x-tar")

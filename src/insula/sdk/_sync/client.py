@@ -24,6 +24,7 @@ from insula.sdk._sync.policies import (
     PolicyOperations,
 )
 from insula.sdk._sync.routers import RouterOperations
+from insula.sdk._sync.snapshots import SnapshotOperations
 from insula.sdk._sync.tenants import TenantOperations
 from insula.sdk._sync.transport import Transport
 
@@ -53,6 +54,7 @@ class Insula:
         self.load_balancers = LoadBalancerOperations(caller)
         self.images = ImageOperations(caller)
         self.instances = InstanceOperations(caller)
+        self.snapshots = SnapshotOperations(caller)
         self.identities = IdentityOperations(caller)
         self.host = HostOperations(caller)
         self.audit = AuditOperations(caller)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from insula.model.disk_images import DevicesKind, Firmware
 from insula.model.objects import Image
 from insula.model.views import Credentials
 from insula.sdk import answers
@@ -71,6 +72,21 @@ class ImageOperations:
         """Make an image from the archive of a root file system."""
         where = ("tenants", tenant, "images", "import")
         return self._caller.upload(answers.IMAGE, "POST", *where, pieces=rootfs, query={"name": name})
+
+    def import_disk(
+        self,
+        tenant: str,
+        name: str,
+        disk: Pieces,
+        *,
+        format: Literal["raw", "qcow2", "iso"],  # noqa: A002
+        firmware: Firmware | None = None,
+        devices: DevicesKind = "para",
+    ) -> Image:
+        """Make an image from a disk image of any operating system, for virtual machines."""
+        where = ("tenants", tenant, "images", "import-disk")
+        query = {"name": name, "format": format, "firmware": firmware, "devices": devices}
+        return self._caller.upload(answers.IMAGE, "POST", *where, pieces=disk, query=query)
 
     def tag(self, tenant: str, source: str, name: str, *, idempotency_key: str | None = None) -> Image:
         """Give the image `source` another name in addition."""

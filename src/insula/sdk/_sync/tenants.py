@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Unpack
 
+from msgspec import UNSET
+
 from insula.client.http import target
 from insula.model.accounting import TenantUsage
-from insula.model.views import LimitsPatch, StatsSample, TenantSpec
+from insula.model.views import LimitsPatch, StatsSample, TenantPatch, TenantSpec
 from insula.sdk import answers
 from insula.sdk._sync.calls import Caller, request
 from insula.sdk._sync.items import Items, lines
@@ -43,9 +45,16 @@ class TenantOperations:
     def get(self, tenant: str) -> AnyTenant:
         return self._caller.get(answers.TENANT, "tenants", tenant)
 
-    def update(self, tenant: str, *, idempotency_key: str | None = None, **limits: Unpack[LimitOptions]) -> AnyTenant:
-        """Change the given limits."""
-        patch = LimitsPatch(**limits)
+    def update(
+        self,
+        tenant: str,
+        *,
+        labels: Mapping[str, str | None] | None = None,
+        idempotency_key: str | None = None,
+        **limits: Unpack[LimitOptions],
+    ) -> AnyTenant:
+        """Change the given limits and labels. A label with the value None is removed."""
+        patch = TenantPatch(labels=UNSET if labels is None else dict(labels), **limits)
         return self._caller.change(answers.TENANT, "PATCH", "tenants", tenant, body=patch, key=idempotency_key)
 
     def remove(self, tenant: str, *, force: bool = False, idempotency_key: str | None = None) -> None:
