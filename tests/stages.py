@@ -27,10 +27,11 @@ CHECKOUT = Path(__file__).parents[1]
 LIMIT = 70 * 60
 """Seconds after which what still runs is killed, so that a run that hangs ends with a report."""
 
-LANES = 3
-"""More than cores: tests wait for events as often as for a core."""
+LANES = 4
+"""More than cores: tests wait for events more often than for a core."""
 
-NETWORKS = ("network_*", "fabric", "hostile", "test_network_*.py", "test_guarantees*.py")
+NETWORKS = ("network_*", "test_guarantees*.py")
+FABRIC = ("fabric", "hostile", "test_network_*.py")
 RUNTIME = (
     "oci",
     "escape",
@@ -40,8 +41,13 @@ RUNTIME = (
     "test_runtime.py",
     "test_seccomp*.py",
 )
-"""Parts of tests/system that are stages of their own, by name; so are `tenancy` and `machine`. All others are the stage
-`system`."""
+MACHINES = {
+    "machine": "machine/test_[hm]*.py",
+    "machine2": "machine/test_[n-z]*.py",
+    "machine3": "machine/test_[a-gi-l]*.py",
+}
+"""Parts of tests/system that are stages of their own, by name; so are `tenancy` and `instances`. All others are the
+stage `system`. Tests of machines wait for deadlines most of the time, so they are three stages."""
 
 NOTHING_SELECTED = 5
 """pytest's exit status where its options select no test: no failure."""
@@ -145,17 +151,31 @@ def chains(options: list[str]) -> list[list[Stage]]:
     )
     lint = Stage("lint", ["scripts/test", "lint"])
     kernel = Stage("kernel", ["scripts/kernel"], "tests/system/machine will be skipped: there is no kernel for guests")
-    networks, runtime, tenancy, machine = part(*NETWORKS), part(*RUNTIME), part("tenancy"), part("machine")
-    others = ["tests/system", *(f"--ignore={path}" for path in (*networks, *runtime, *tenancy, *machine))]
+    systems = Stage(
+        "systems",
+        ["sh", "-c", "scripts/systems && scripts/guest-agent"],
+        "some of tests/system/machine will be skipped: their guests are not there",
+    )
+    networks, fabric, runtime = part(*NETWORKS), part(*FABRIC), part(*RUNTIME)
+    tenancy, instances = part("tenancy"), part("instances")
+    machine = {name: part(pattern) for name, pattern in MACHINES.items()}
+    named = [*networks, *fabric, *runtime, *tenancy, *instances]
+    for paths in machine.values():
+        named += paths
+    machines = [pytest(name, paths, options) for name, paths in machine.items()]
+    others = ["tests/system", *(f"--ignore={path}" for path in named)]
     return [
+        [kernel, systems, machines[0]],
         [guest, pytest("modern", ["tests/modern"], options, again=LOCKUP)],
         [pytest("system", others, options)],
         [pytest("network", networks, options)],
-        [provider, pytest("tenancy", tenancy, options)],
+        [pytest("fabric", fabric, options)],
         [pytest("runtime", runtime, options)],
+        [provider, pytest("tenancy", tenancy, options)],
+        *([each] for each in machines[1:]),  # what they need has been fetched by then
+        [pytest("instances", instances, options)],
         [pytest("unit", ["tests/unit"], options)],
         [lint],
-        [kernel, pytest("machine", machine, options)],
         [peers, pytest("peer", ["tests/peer"], options)],
     ]
 

@@ -24,8 +24,10 @@ FILES = (
     "system/test_volume.py",
     "system/test_disk_quotas.py",
     "system/oci/test_checkpoint.py",
+    "system/network_names/test_leases.py",
 )
-"""What depends on the version of control groups, or on quotas and other features of the kernel."""
+"""What depends on the version of control groups, on quotas, on how sets of nftables keep time, or on other features of
+the kernel."""
 
 PARTS = {
     "system/test_runtime.py": (

@@ -70,9 +70,17 @@ def test_a_terminal(box: Box) -> None:
 
 
 def test_exec(box: Box) -> None:
+    """ctr on a busy machine shows no output of one in two hundred processes that end at once, with runc too."""
     box.start("sleep", "1000")
-    result = box.exec("sh", "-c", "cat /proc/1/comm; exit 6")
-    assert (result.status, result.out) == (6, "sleep\n")
+    results: list[Result] = []
+
+    def has_output() -> bool:
+        results.append(box.exec("sh", "-c", "cat /proc/1/comm; exit 6"))
+        return results[-1].out != ""
+
+    until(has_output, "ctr shows the output")
+    assert results[-1].out == "sleep\n"
+    assert {result.status for result in results} == {6}
 
 
 def test_exec_in_a_terminal(box: Box) -> None:

@@ -65,8 +65,10 @@ class Daemon:
         return target
 
     def configure(self, text: str = "", audit: str = "") -> None:
-        """Writes insulad.toml, for the next start: `text` before its table [audit], `audit` in that."""
-        self.settings.write_text(f'{text}\n[audit]\npath = "{self.audit}"\n{audit}\n')
+        """Writes insulad.toml, for the next start: `text` before its table [audit], `audit` in that. No template of
+        machines is made in advance, which takes seconds of a processor, unless `text` has `[machines]`."""
+        none = "" if "[machines]" in text else '[machines]\ntemplate = "0"\n'
+        self.settings.write_text(f'{text}\n{none}[audit]\npath = "{self.audit}"\n{audit}\n')
         self.settings.chmod(0o600)  # whatever the umask
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -158,6 +160,19 @@ class Daemon:
         if name == "insulad":
             self.reap()
         return True
+
+    def killed_during(self, cli: Cli, *words: str | Path, after: float) -> int:
+        """Run a command, kill insulad so many seconds after its beginning, and start it again. Returns the command's
+        exit status when the new one has looked at every instance."""
+        with cli.start(*words) as command:
+            time.sleep(after)
+            until(lambda: self.pid("insulad"), "insulad runs")
+            self.kill("insulad")
+            self.launch()
+            command.communicate(timeout=patiently(60))
+        self.wait_until_it_answers()
+        self.wait_until_it_is_reconciled()
+        return command.returncode
 
     def descriptors(self, name: str) -> int:
         """How many files it has open."""

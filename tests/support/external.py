@@ -15,6 +15,8 @@ from insula.network.intent import Forward, OutsideIntent
 from insula.network.linux.state import addresses
 from tests.support.lab import SOON, Instance, Lab
 
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+
 
 def publish(lab: Lab, tenant: str, **published: str | Sequence[str]) -> None:
     """Publish these ports, by instance, as they are written on the command line, and no others."""
@@ -36,6 +38,7 @@ def tells(instance: Instance, port: int, *, udp: bool = False, name: str = "") -
     with instance.socket(socket.AF_INET6, kind) as server:
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)  # thousands of datagrams at once
         server.bind(("::", port))
         if not udp:
             server.listen(64)

@@ -97,9 +97,9 @@ def router_advertisement(source: str, target: str, mark: bytes, *, hop_by_hop: b
     return icmpv6(source, target, 134, body, hop_by_hop=hop_by_hop)
 
 
-def syn(source: str, target: str, sport: int, dport: int) -> bytes:
+def syn(source: str, target: str, sport: int, dport: int, sequence: int = 1) -> bytes:
     """An IPv4 or IPv6 packet with a TCP segment that opens a connection (RFC 9293)."""
-    segment = struct.pack("!HHIIBBHHH", sport, dport, 1, 0, 5 << 4, 2, 64240, 0, 0)
+    segment = struct.pack("!HHIIBBHHH", sport, dport, sequence, 0, 5 << 4, 2, 64240, 0, 0)
     sender, receiver = ip_address(source).packed, ip_address(target).packed
     total = checksum(sender + receiver + struct.pack("!II", len(segment), 6) + segment)
     segment = segment[:16] + struct.pack("!H", total) + segment[18:]

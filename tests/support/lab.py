@@ -30,7 +30,7 @@ from insula.kernel.netns import call_in
 from insula.model.objects import AddressPair, Network, Outbound, Port, Tenant
 from insula.model.routers import Router, StaticRoute
 from insula.network.addresses import port_mac
-from insula.network.fabric import NetnsNic
+from insula.network.fabric import NetnsNic, Nic
 from insula.network.intent import TenantIntent
 from insula.network.linux.fabric import LinuxFabric
 from insula.network.linux.state import addresses
@@ -115,6 +115,13 @@ class Instance:
         self.netns = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
         self.port: Port
         self.more: list[Port] = []  # further ports
+
+    def nic(self) -> Nic:
+        """What the fabric plugs its port into, for the caller to close."""
+        return NetnsNic(os.dup(self.netns))
+
+    def plugged(self, network: Network) -> None:
+        """Do what is to be done inside, where the fabric can't: nothing in a container."""
 
     def remove(self) -> None:
         os.close(self.netns)
@@ -221,9 +228,11 @@ def checksum(data: bytes) -> int:
 class Lab:
     """A fabric with short ways to make tenants, networks and instances."""
 
-    def __init__(self, resolvers: tuple[str, ...] = (), run: Path | None = None) -> None:
+    def __init__(
+        self, resolvers: tuple[str, ...] = (), run: Path | None = None, floating: tuple[str, ...] = ()
+    ) -> None:
         self.run = run or Path("/run/lab")
-        self.fabric = LinuxFabric(self.run, "lab", resolvers=resolvers)
+        self.fabric = LinuxFabric(self.run, "lab", resolvers=resolvers, floating=floating)
         with Rtnl() as host:
             host.execute(netlink.set_link(1, up=True))
         self.fabric.open()
@@ -310,9 +319,10 @@ class Lab:
         mac: str | None = None,
         labels: Mapping[str, str] | None = None,
         pairs: Sequence[AddressPair] = (),
+        kind: type[Instance] = Instance,
     ) -> Instance:
         host = host or 2 + sum(i.port.tenant == tenant for i in self.instances.values())
-        instance = Instance()
+        instance = kind()
         instance.port = msgspec.structs.replace(self.new_port(tenant, name, network, host, mac), allowed_pairs=[*pairs])
         self.plug(instance, labels)
         self.instances[tenant, name] = instance
@@ -359,9 +369,10 @@ class Lab:
         instance.port, instance.more = first, more
 
     def plug(self, instance: Instance, labels: Mapping[str, str] | None = None) -> None:
-        port, nic = instance.port, NetnsNic(instance.netns)
-        network = self.networks[port.tenant, port.network]
-        self.fabric.plug(self.tenants[port.tenant], network, port, nic, labels=labels or {})
+        port, network = instance.port, self.networks[instance.port.tenant, instance.port.network]
+        with contextlib.closing(instance.nic()) as nic:
+            self.fabric.plug(self.tenants[port.tenant], network, port, nic, labels=labels or {})
+        instance.plugged(network)
 
     def unplug(self, instance: Instance) -> None:
         port = instance.port
@@ -373,9 +384,11 @@ class Lab:
 
 
 @contextlib.contextmanager
-def two_tenants(subnet6: str | None = "fd00::/64", run: Path | None = None) -> Iterator[Lab]:
-    """acme and globex, both with 10.0.0.0/24 and in it web at .2 and db at .3."""
-    lab = Lab(run=run)
+def two_tenants(
+    subnet6: str | None = "fd00::/64", run: Path | None = None, floating: tuple[str, ...] = ()
+) -> Iterator[Lab]:
+    """acme and globex, both with 10.0.0.0/24 and in it web at .2 and db at .3; `floating` is the pool."""
+    lab = Lab(run=run, floating=floating)
     for tenant in ("acme", "globex"):
         lab.tenant(tenant)
         lab.network(tenant, subnet6=subnet6)

@@ -17,19 +17,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from insula.control.instances.drivers.base import Archive, CreateOptions, Log, MemoryEvents, Observed, Running, Streams
+from insula.control.instances.drivers.base import (
+    Archive,
+    Connect,
+    CreateOptions,
+    Log,
+    MemoryEvents,
+    Observed,
+    Running,
+    Streams,
+)
 from insula.control.instances.drivers.directory import Directory, LaunchRecord, boot_id
 from insula.image.store import ImageStore
 from insula.kernel import process
+from insula.model.disks import FurtherDisk
 from insula.model.errors import Failed, InsulaError, Invalid, NotFound, Unavailable
-from insula.model.objects import Exit, Instance, InstanceStatus, Network, Resources, Tenant
+from insula.model.guests import GuestReport
+from insula.model.objects import Exit, Instance, InstanceStatus, Network, Port, Resources, Tenant
 from insula.model.views import ExecSpec, Explanation, ProcessView
-from insula.network.fabric import Nic
+from insula.network.fabric import Nic, Places
 from insula.settings import Settings
 from insula.volume.quota import DiskQuota
 
@@ -53,6 +64,7 @@ class ProcessDriver:
     kind = "container"
     features: frozenset[str] = frozenset()
     trouble = None
+    snapshots = None
 
     def __init__(self, settings: Settings, images: ImageStore, disk: DiskQuota) -> None:
         self._instances = settings.instances
@@ -80,6 +92,9 @@ class ProcessDriver:
         if draft.spec.networks:
             raise Invalid("processes of the host have no network of their own", "--network none")
 
+    async def prepare(self, tenant: Tenant, instance: Instance) -> None:
+        """Do nothing: a process needs nothing that takes long."""
+
     async def create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> None:
         directory = self._directory(instance.id)
         directory.path.mkdir(exist_ok=True)
@@ -100,6 +115,12 @@ class ProcessDriver:
             await asyncio.sleep(_NAP)
         raise Failed(f"{command[0]} does not start", "see insulad's log")
 
+    def is_ready(self, instance_id: str) -> bool:
+        return True
+
+    async def ready(self, instance_id: str) -> bool:
+        return True
+
     async def failure(self, instance_id: str) -> InsulaError | None:
         return None
 
@@ -116,7 +137,18 @@ class ProcessDriver:
         raise _lacking("pause")
 
     async def resume(self, instance_id: str) -> None: ...
-    async def resize(self, instance_id: str, resources: Resources) -> None: ...
+    async def answers(self, instance_id: str) -> AsyncIterator[bool]:
+        return
+        yield True
+
+    async def sync(self, instance_id: str) -> None: ...
+    async def plug(self, instance: Instance, beside: Places, missing: Places, connect: Connect) -> None: ...
+    async def unplug(self, instance: Instance, port: Port, beside: Places) -> None: ...
+    async def attach_disks(self, instance: Instance) -> None: ...
+    def check_disks(self, instance: Instance, disks: Sequence[FurtherDisk], *, active: bool) -> None: ...
+    def check_resize(self, instance: Instance, resources: Resources, state: str) -> None: ...
+    async def resize(self, instance: Instance) -> Sequence[str]:
+        return ()
 
     async def wait(self, instance_id: str, exec_id: str | None = None) -> Exit:
         path = self._directory(instance_id).path
@@ -199,6 +231,12 @@ class ProcessDriver:
         self, verb: Literal["write", "read", "export"], process: Running, path: str, copy: str | None = None
     ) -> AbstractAsyncContextManager[Archive]:
         raise _lacking("files")
+
+    async def guest_report(self, instance_id: str) -> GuestReport:
+        return GuestReport(answered=False)
+
+    async def screenshot(self, instance_id: str) -> bytes:
+        raise _lacking("screen")
 
     def memory_events(self, instance: Instance) -> MemoryEvents:
         raise _lacking("events of memory")

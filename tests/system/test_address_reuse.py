@@ -96,25 +96,27 @@ def test_a_replaced_service_answers_at_once(acme: Cli, options: list[str]) -> No
     assert len(set(seen)) == (1 if options else 3)
 
 
-def test_a_reused_address_is_never_answered_under_its_old_name(acme: Cli) -> None:
+@pytest.mark.parametrize(("option", "address"), [("--ip", "10.6.0.88"), ("--ip6", "fd06::88")])
+def test_a_reused_address_is_never_answered_under_its_old_name(acme: Cli, option: str, address: str) -> None:
     """Names are those of running instances, and no answer may be kept."""
     acme.ok("run", "-d", "--name", "cli", "--network", "six", "busybox", "sleep", "600")
     run = ("run", "-d", "--network", "six", "--stop-timeout", "0", "--name")
-    acme.ok(*run, "old", "--ip", "10.6.0.88", "busybox", "sleep", "600")
-    assert pings(acme, "old")
+
+    def pings(name: str) -> bool:
+        version = "-6" if ":" in address else "-4"
+        return address in acme.run("exec", "cli", "ping", version, "-c", "1", "-W", "20", name).out
+
+    acme.ok(*run, "old", option, address, "busybox", "sleep", "600")
+    assert pings("old")
     acme.ok("stop", "old")
-    assert not pings(acme, "old"), "it has stopped"
+    assert not pings("old"), "it has stopped"
     acme.ok("start", "old")
-    assert pings(acme, "old")
+    assert pings("old")
     acme.ok("rm", "-f", "old")
-    acme.ok(*run, "new", "--ip", "10.6.0.88", "busybox", "sleep", "600")
-    assert pings(acme, "new") and not pings(acme, "old")
+    acme.ok(*run, "new", option, address, "busybox", "sleep", "600")
+    assert pings("new") and not pings("old")
     acme.ok("rename", "new", "newer")
-    assert pings(acme, "newer") and not pings(acme, "new")
-
-
-def pings(cli: Cli, name: str) -> bool:
-    return "10.6.0.88" in cli.run("exec", "cli", "ping", "-4", "-c", "1", "-W", "20", name).out
+    assert pings("newer") and not pings("new")
 
 
 def test_ipv6_subnets_of_a_tenant_may_not_overlap(acme: Cli, tenants: TenantFactory) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl, maps
-from insula.kernel.netlink.conntrack import ConntrackSocket, Match, to
+from insula.kernel.netlink.conntrack import ConnectionTable, ConntrackSocket, Match, to
 from insula.kernel.netlink.maps import KeyInterval
 from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.nftables import Nft
@@ -53,6 +54,42 @@ def test_entries_are_found_by_destination_and_only_those_are_deleted() -> None:
         every = conntrack.every()
         assert len(every) == conntrack.count()
         assert {each.original.destination for each in every} == {"127.0.0.1", "::1"}
+
+
+@isolated
+def test_a_table_that_is_read_again_has_what_changed_meanwhile() -> None:
+    _up()
+    with Nft() as nft, NftablesSocket() as nftables, ConntrackSocket() as conntrack, contextlib.ExitStack() as senders:
+        nft.run(_RULES)
+        table = ConnectionTable(nftables)
+
+        def opened(port: int, mark: int = 0) -> socket.socket:
+            sender = senders.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            nft.run(f"flush chain inet t output; add rule inet t output ct state new ct mark set {mark}")
+            sender.sendto(b"x", ("127.0.0.1", port))
+            return sender
+
+        def listed() -> set[tuple[int, int]]:
+            found = table.read()
+            assert sorted(found) == sorted(ConnectionTable(nftables).read()), "what a new one reads"
+            return {(each.original.destination_port, each.mark) for each in found}
+
+        assert listed() == set()
+        for port in range(5000, 5100):  # more than are asked for at once
+            opened(port)
+        usual = {(port, 0) for port in range(5000, 5100)}
+        assert listed() == usual and listed() == usual, "read, and asked for one by one"
+        conntrack.delete([to("127.0.0.1", "udp", (5001, 5001))])
+        opened(6000)
+        changed = usual - {(5001, 0)} | {(6000, 0)}
+        assert listed() == changed, "as many, and another one"
+        conntrack.delete([to("127.0.0.1", "udp", (6000, 6000))])
+        opened(6000, mark=7)
+        assert listed() == changed - {(6000, 0)} | {(6000, 7)}, "the same with another mark"
+        opened(6001)
+        assert len(listed()) == 101, "one more"
+        conntrack.delete([to("127.0.0.1", "udp", (5000, 6001))])
+        assert listed() == set()
 
 
 @isolated

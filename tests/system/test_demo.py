@@ -6,9 +6,15 @@ import dataclasses
 import shlex
 import signal
 
+import pytest
+
+from insula.cli import demo_machines
+from insula.cli.tour import Tour
 from insula.cli.verbs.demo import BOMB
+from insula.client import Client
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
+from tests.support.guests import kernel
 from tests.support.machine import Namespaces
 from tests.support.wait import patiently, until
 
@@ -34,11 +40,28 @@ def test_every_claim_of_the_demo_holds_and_nothing_is_left(fresh: Daemon) -> Non
     assert result.status == 0, result
     assert "NOT SO" not in result.out
     assert result.out.rstrip().endswith("claims held.")
-    claims = ("web of acme", "web of globex", "refuses it more processes", "137", "0 wrong")
+    claims: tuple[str, ...] = ("web of acme", "web of globex", "refuses it more processes", "137", "0 wrong")
+    if kernel() is None:
+        claims += ("How to get them: scripts/kernel",)
+    else:
+        claims += ("process 1 of machine is httpd", "on two kernels", "machine pings web by its name")
     for seen in ("$ insula verify", "whois", *claims):
         assert seen in result.out
     assert tenants(fresh) == before
     assert fresh.cli.json("ps", "-a", "--all-tenants") == []
+
+
+def test_a_host_without_machines_is_told_how_to_get_them(unstarted: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    """That part of the demo says so, and makes nothing."""
+    hide = 'mount -t tmpfs none /var/cache/insula; exec "$@"'  # it may not be there
+    unstarted.wrapper = ("unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh")
+    unstarted.start()
+    path = str(unstarted.cli.socket)
+    tour = Tour(path)
+    demo_machines.machine(tour, Client(path))
+    told = capsys.readouterr().out
+    assert "Virtual machines are not shown: " in told and "How to get them: scripts/kernel" in told
+    assert (tour.claims, tour.failures) == (0, []) and "$ insula" not in told
 
 
 def test_kept_tenants_are_replaced_by_the_next_tour(fresh: Daemon) -> None:

@@ -13,11 +13,12 @@ import pytest
 from insula.control.identities.authority import OPERATOR
 from insula.control.instances.drivers import registry
 from insula.control.plane import ControlPlane
-from insula.model.errors import Failed, Invalid, Unavailable
+from insula.model.errors import Conflict, Failed, Invalid
 from insula.model.objects import InstanceSpec, RestartPolicy
 from insula.model.views import ExecSpec
 from insula.settings import Settings
 from tests.support.machine import Run
+from tests.support.planes import NO_TEMPLATE
 from tests.support.process_driver import ProcessDriver
 from tests.support.wait import eventually
 
@@ -29,7 +30,7 @@ def settings(run_: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setattr(registry, "DRIVERS", {ProcessDriver.kind: ProcessDriver})
     prefix = run_.next_prefix()
     path = run_.path / prefix
-    made = Settings(path / "root", path / "run", prefix, path / "run" / "insulad.sock")
+    made = Settings(path / "root", path / "run", prefix, path / "run" / "insulad.sock", machines=NO_TEMPLATE)
     yield made
 
     async def end() -> None:
@@ -154,9 +155,9 @@ def test_missing_features_are_refused_in_one_line(settings: Settings) -> None:
             await plane.instances.run(TENANT, InstanceSpec(image="busybox", name="net", command=["true"]), by=OPERATOR)
         assert await plane.instances.list(TENANT) == []
         await plane.instances.run(TENANT, process_of("web", "sleep", "600"), by=OPERATOR)
-        with pytest.raises(Unavailable):
+        with pytest.raises(Conflict):
             await plane.instances.exec_create(TENANT, "web", ExecSpec(command=["true"]))
-        with pytest.raises(Unavailable):
+        with pytest.raises(Conflict):
             await plane.instances.pause(TENANT, "web")
         assert (await plane.instances.get(TENANT, "web")).status.state == "running"
 

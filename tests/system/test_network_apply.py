@@ -19,8 +19,8 @@ from insula.kernel import netlink, syscalls
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.model.objects import Network
-from insula.network import reachability
 from insula.network.linux import naming, sysctl
+from insula.network.proof import reachability
 from tests.support.lab import Instance, Lab, isolated, two_tenants
 from tests.support.wait import until
 

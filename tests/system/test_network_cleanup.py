@@ -54,7 +54,7 @@ def is_zombie(pid: str) -> bool:
 _CHANGING = re.compile(
     r"counter packets \d+ bytes \d+"
     r"|\b0x8[0-9a-f]{7}\b"  # each port that goes begins an epoch
-    r"|\s*elements = \{[^{}]*(?:ct count|limit rate)[^{}]*\}"  # what was sent lately
+    r"|\s*elements = \{[^{}]*(?:ct count|limit rate|expires)[^{}]*\}"  # what was sent lately
 )
 
 

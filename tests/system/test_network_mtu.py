@@ -14,37 +14,20 @@ import pytest
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.network.intent import PolicyIntent
+from tests.support.icmp_errors import reported
 from tests.support.lab import Instance, Lab, World, isolated
 from tests.support.policy_lab import policy
 
 MTUS = (9000, 1500, 1280)
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
-_RECVERR = {socket.AF_INET: (0, 11), socket.AF_INET6: (41, 25)}
-_DISCOVER = {socket.AF_INET: (0, 10), socket.AF_INET6: (41, 23)}
-_PROBE, _ERRQUEUE = 3, 0x2000  # IP_PMTUDISC_PROBE: set DF, ignore what is known
-_HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}
+_DISCOVER = (0, 10)
 
 
-def too_big(sender: Instance, address: str, size: int) -> tuple[int, str] | None:
+def too_big(sender: Instance, there: str, size: int) -> tuple[int, str] | None:
     """Send a packet of this size that may not be fragmented; returns (MTU, router) of the error that comes back."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with sender.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.setsockopt(*_RECVERR[family], 1)
-        sock.setsockopt(*_DISCOVER[family], _PROBE)
-        sock.settimeout(5)
-        sock.connect((address, 33434))
-        sock.send(bytes(size - _HEADERS[family]))
-        with contextlib.suppress(OSError):
-            sock.recv(1)  # waits for the error
-        _, ancillary, _, _ = sock.recvmsg(9000, 512, _ERRQUEUE)
-        data = ancillary[0][2]
-        number, origin = struct.unpack_from("=IB", data)
-        (mtu,) = struct.unpack_from("=I", data, 8)
-        if number != errno.EMSGSIZE:
-            return None  # the port is unreachable: it has arrived
-        assert origin in (2, 3), "from a router, not from the own kernel"
-        offender = data[20:24] if family == socket.AF_INET else data[24:40]
-        return mtu, socket.inet_ntop(family, offender)
+    found = reported(sender, there, size=size)
+    assert found, "neither a router nor the target has answered"
+    return (found.mtu, found.by) if found.number == errno.EMSGSIZE else None  # the port is unreachable: it has arrived
 
 
 def address(family: int, number: int, host: int) -> str:
@@ -104,7 +87,7 @@ def test_packets_that_may_be_fragmented_arrive() -> None:
     with different_mtus() as (_, instances):
         seen = instances[2].sniffer()
         with instances[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.setsockopt(*_DISCOVER[socket.AF_INET], 0)  # IP_PMTUDISC_DONT
+            sock.setsockopt(*_DISCOVER, 0)  # IP_PMTUDISC_DONT
             sock.sendto(bytes(5000) + b"the last fragment", ("10.3.0.2", 33434))
             assert seen.sees(b"the last fragment", 5), "the router fragments it"
         for family in FAMILIES:

@@ -9,8 +9,8 @@ from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl, maps
 from insula.kernel.netns import call_in
 from insula.model.objects import AddressPair
-from insula.network import reachability
 from insula.network.linux import naming
+from insula.network.proof import reachability
 from tests.support.frames import BROADCAST, arp, ethernet, udp
 from tests.support.lab import Instance, Lab, isolated, ping, two_tenants
 

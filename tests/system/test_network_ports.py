@@ -12,10 +12,10 @@ from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.model.objects import Port
-from insula.network import reachability
 from insula.network.fabric import NetnsNic
 from insula.network.linux import beyond, naming
 from insula.network.linux.interfaces import number
+from insula.network.proof import reachability
 from tests.support.lab import Instance, Lab, Sniffer, World, eventually, isolated, query, two_tenants
 
 A = {4: "10.0.0.", 6: "fd00::"}

@@ -6,7 +6,7 @@ import subprocess
 
 from insula.kernel.netns import call_in
 from insula.network.linux import naming
-from insula.network.reachability import differences
+from insula.network.proof.reachability import differences
 from tests.support.lab import Lab, isolated, two_tenants
 
 

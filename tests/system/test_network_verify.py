@@ -21,7 +21,7 @@ from insula.network.endpoints import Endpoint
 from insula.network.linux import naming
 from insula.network.packets import UDP_PORT
 from insula.network.probe import Measurement
-from insula.network.verify import MOST_PROBED, verify
+from insula.network.proof.verify import MOST_PROBED, verify
 from tests.support.descriptors import descriptors
 from tests.support.frames import mac
 from tests.support.lab import SOON, Instance, Lab, World, checksum, isolated, two_tenants

@@ -85,6 +85,9 @@ def test_networks_with_the_same_addresses_are_refused_at_each_step(acme: Cli, gl
     for cli, subnet in ((acme, "10.22.0.0/25"), (globex, "10.21.0.128/25")):
         error = cli.fails("network", "create", "late", "--subnet", subnet)
         assert "overlaps network" in error and "of peer" in error
+    for cli, subnet6 in ((acme, "fd00:22::/80"), (globex, "fd00:21::/48")):
+        error = cli.fails("network", "create", "late", "--subnet", "10.24.0.0/24", "--subnet6", subnet6)
+        assert "overlaps network" in error and "of peer" in error
     acme.ok("network", "create", "fine", "--subnet", "10.23.0.0/24")
     acme.ok("peer", "end", name(globex))
     acme.ok("network", "create", "late", "--subnet", "10.22.0.0/25")

@@ -202,6 +202,33 @@ def test_the_operators_policies_are_above_and_only_the_operators(cli: Cli) -> No
         cli.ok("policy", "rm", name, "--operator")
 
 
+def test_the_operators_policies_follow_the_labels_of_a_tenant(cli: Cli) -> None:
+    run(cli, "web")
+    tenant = str(cli.tenant)
+    name = f"trust-{cli.tenant}"
+    cli.ok("policy", "create", name, "--operator", "--tenants", f"trust={name}", "--rule", "deny to:192.0.2.0/24")
+
+    def passes() -> bool:
+        """By the installed rules of the tenant; whether the host has a route there is another matter."""
+        traced = json.loads(cli.run("trace", "web", "192.0.2.9", "tcp/80", "-v", "--json").out)
+        assert not any("drifted" in step for step in traced["steps"]), traced
+        return not any("operator_deny_out" in rule["text"] for rule in traced["rules"])
+
+    try:
+        assert passes()
+        cli.ok("tenant", "update", tenant, "--label", f"trust={name}", "--label", "site=b")
+        assert not passes() and name in cli.ok("policy", "show", "--effective", "web")
+        cli.ok("tenant", "update", tenant, "--unlabel", "trust", "--instances", "90")
+        assert passes()
+        labels = cli.json("tenant", "show", tenant)["tenant"]["labels"]
+        assert "trust" not in labels and labels["site"] == "b"
+        assert "nothing to change" in cli.run("tenant", "update", tenant).err
+        assert "not a name for a label" in cli.fails("tenant", "update", tenant, "--label", "a b=c")
+    finally:
+        cli.ok("tenant", "update", tenant, "--unlabel", "site", "--instances", "none")
+        cli.ok("policy", "rm", name, "--operator")
+
+
 def test_policies_hold_while_insulad_is_gone_and_when_it_is_back(cli: Cli, daemon: Daemon) -> None:
     db = run(cli, "db", command=SERVE)
     run(cli, "web")

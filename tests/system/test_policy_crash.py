@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import random
-import time
 
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
-from tests.support.wait import patiently, until
+from tests.support.wait import until
 
 POINTS = 8
 LONGEST = 0.3  # seconds into the command
@@ -53,18 +52,12 @@ def test_a_change_that_is_killed_is_there_or_not_and_nothing_is_open_meanwhile(d
     for number in range(POINTS):
         other = "cron" if now == "web" else "web"
         delay, what = dice.uniform(0, LONGEST), f"seed {SEED}, point {number}"
-        with cli.start("policy", "update", "db", "--allow", FORMS[other], "--remove", FORMS[now]) as change:
-            time.sleep(delay)
-            until(lambda: daemon.pid("insulad"), "insulad runs")
-            daemon.kill("insulad")
-            daemon.launch()
-            change.communicate(timeout=patiently(60))
-        daemon.wait_until_it_answers()
-        daemon.wait_until_it_is_reconciled()
+        change = ("policy", "update", "db", "--allow", FORMS[other], "--remove", FORMS[now])
+        status = daemon.killed_during(cli, *change, after=delay)
         [rule] = cli.json("policy", "show", "db")["policy"]["rules"]
         labels = rule["peers"][0]["select"]
         now = "cron" if "cron" in str(labels) else "web"
-        if change.returncode == 0:
+        if status == 0:
             assert now == other, f"{what}: the answer was that it is in force"
         former = "cron" if now == "web" else "web"
         until(lambda now=now: fetched(cli, now, db), f"{what}: {now} gets through")  # type: ignore[misc]

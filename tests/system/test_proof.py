@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -29,27 +28,14 @@ from insula.model.policies import (
     Selector,
 )
 from insula.model.routers import Router, StaticRoute
-from insula.network.findings import ProofFinding
 from insula.network.intent import PolicyIntent
 from insula.network.linux import naming
-from insula.network.proof import Prover
-from insula.network.verify import verify
+from insula.network.proof.prover import Prover
+from insula.network.proof.verify import verify
 from tests.support.lab import Lab, World, isolated, two_tenants
+from tests.support.proof_lab import Corruption, finds, nft, on_host, prove
 from tests.system.network_peering.world import ICMP, TCP80
 from tests.system.network_peering.world import two_tenants as peered_tenants
-
-
-def prove(cloud: Lab, prover: Prover | None = None) -> list[ProofFinding]:
-    running = {instance.port.index for instance in cloud.instances.values()}
-    return (prover or Prover(cloud.fabric)).prove([cloud.intent(name) for name in cloud.tenants], running).findings
-
-
-def nft(cloud: Lab, tenant: str, command: str) -> None:
-    cloud.fabric._tenant(cloud.tenants[tenant]).nft.run(command)
-
-
-def on_host(cloud: Lab, command: str) -> None:
-    cloud.fabric._handles()[1].run(command)
 
 
 def mac(cloud: Lab, tenant: str, name: str) -> str:
@@ -210,17 +196,6 @@ def something_strange(cloud: Lab) -> None:
     nft(cloud, "acme", "insert rule inet lab input meta cpu 77 accept")
 
 
-@dataclass(frozen=True)
-class Corruption:
-    """What is done, and one difference that it makes: its kind, source and target, and a part of its text."""
-
-    do: Callable[[Lab], None]
-    kind: str
-    source: str
-    target: str
-    says: str
-
-
 CORRUPTIONS = [
     Corruption(filter_is_flushed, "forged", "acme/web", "", "is not its own"),
     Corruption(address_too_many, "forged", "acme/web", "", "can send packets with address 10.0.0.3"),
@@ -269,16 +244,7 @@ def test_a_corruption_is_found(corruption: Corruption) -> None:
         with two_tenants() as cloud:
             cloud.network("acme", "10.1.0.0/24", "fd01::/64", name="back")
             cloud.instance("acme", "back", "back")
-            prover = Prover(cloud.fabric)
-            assert prove(cloud, prover) == [], "the positive control"
-            corruption.do(cloud)
-            found = prove(cloud, prover)
-            told = [f"{each.kind} {each.source} → {each.target}: {each.text}" for each in found]
-            assert any(
-                (each.kind, each.source, each.target) == (corruption.kind, corruption.source, corruption.target)
-                and corruption.says in each.text
-                for each in found
-            ), told
+            finds(cloud, corruption)
 
     test()
 

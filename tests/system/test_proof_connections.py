@@ -6,9 +6,9 @@ import socket
 
 from insula.model.policies import InstancePeer, Policy, PolicyRule, PortMatch, Selector
 from insula.network.intent import PolicyIntent
-from insula.network.proof import Prover
+from insula.network.proof.prover import Prover
 from tests.support.lab import World, isolated, two_tenants
-from tests.system.test_proof import nft, prove
+from tests.support.proof_lab import nft, prove
 
 
 @isolated

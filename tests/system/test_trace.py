@@ -25,7 +25,7 @@ from insula.network.intent import (
 )
 from insula.network.linux.state import addresses
 from insula.network.linux.tenant import TenantNamespace
-from insula.network.trace import live, parse, trace
+from insula.network.tracing.trace import live, parse, trace
 from tests.support.lab import Lab, World, isolated, two_tenants
 from tests.system.network_peering.world import TCP80
 from tests.system.network_peering.world import two_tenants as peered_tenants
@@ -100,8 +100,16 @@ def test_a_policy_that_has_no_rule_for_it_is_named() -> None:
             "and no rule there allows tcp/80 from web (10.0.0.2)"
         )
         assert said in denied.steps
-        allowed = of_intent(cloud, intent, "web", "db", "tcp/5432")
-        assert allowed.wanted and "it is allowed by policy db-only" in allowed.steps
+        for source, target in (("web", "db"), ("fd00::2", "fd00::3")):
+            allowed = of_intent(cloud, intent, source, target, "tcp/5432")
+            assert allowed.wanted and "it is allowed by policy db-only" in allowed.steps
+        none = Policy(tenant="acme", name="all", select=Selector(), directions=["in"], rules=[], created=0.0)
+        intent = cloud.intent("acme", policy=PolicyIntent(policies=[policy, none], labels=labels))
+        assert not cloud.fabric.apply(intent)
+        for source, target in (("web", "db"), ("fd00::2", "fd00::3")):
+            denied = of_intent(cloud, intent, source, target, "udp/53")
+            assert not denied.wanted and not denied.allowed
+            assert any("all" in step and "db-only" in step and "udp/53" in step for step in denied.steps), denied.steps
 
 
 @isolated

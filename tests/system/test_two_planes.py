@@ -27,6 +27,7 @@ from insula.settings import Settings
 from insula.store.sqlite import SqliteStore
 from tests.support.daemon import start_time
 from tests.support.machine import Run
+from tests.support.planes import NO_TEMPLATE
 from tests.support.wait import eventually, patiently, until
 
 TENANT = "default"
@@ -41,7 +42,9 @@ def hosts(run_: Run) -> Iterator[list[Settings]]:
     for name, network in zip("ab", RANGES, strict=True):
         prefix = run_.next_prefix()
         path = run_.path / prefix
-        settings = Settings(path / "root", path / "run", prefix, path / "run" / "insulad.sock", network=network)
+        settings = Settings(
+            path / "root", path / "run", prefix, path / "run" / "insulad.sock", network=network, machines=NO_TEMPLATE
+        )
         settings.make()
         (settings.root / "host").write_text(f"{name}\n")
         found.append(settings)

@@ -30,6 +30,7 @@ from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.providers import Providers
+from insula.control.instances.specs import relabelled
 from insula.control.isolation_watch import IsolationWatch
 from insula.control.plane import ControlPlane
 from insula.control.problems import Problems
@@ -58,6 +59,7 @@ from insula.model.views import (
     ProcessView,
     ResourcesPatch,
     StatsSample,
+    TenantPatch,
     TenantView,
     Usage,
 )
@@ -335,9 +337,12 @@ class StubTenants:
         self.views[name] = TenantView(tenant=tenant, usage=Usage())
         return self.views[name]
 
-    async def update(self, name: str, patch: LimitsPatch) -> TenantView:
+    async def update(self, name: str, patch: TenantPatch) -> TenantView:
         view = await self.get(name)
-        tenant = msgspec.structs.replace(view.tenant, limits=merge(view.tenant.limits, patch))
+        changes = {each: value for each, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
+        labels = relabelled(view.tenant.labels, changes.pop("labels", None) or {})
+        limits = merge(view.tenant.limits, LimitsPatch(**changes)) if changes else view.tenant.limits
+        tenant = msgspec.structs.replace(view.tenant, limits=limits, labels=labels)
         self.views[name] = msgspec.structs.replace(view, tenant=tenant)
         return self.views[name]
 

@@ -14,16 +14,19 @@ from insula.control.instances.decide import DONE, Action, Hold, decide
 from insula.control.instances.drivers.base import Observed, ObservedState, Running
 from insula.control.instances.drivers.directory import LaunchRecord
 from insula.control.instances.restart_policy import after_exit, delay
+from insula.model.disks import FurtherDisk
 from insula.model.objects import (
     Exit,
     ImageConfig,
     Instance,
     InstanceSpec,
     InstanceStatus,
+    MachineOptions,
     OverlayRoot,
     Port,
     Resources,
     RestartPolicy,
+    disks_of,
 )
 
 BOOT, BEFORE = "boot-2", "boot-1"
@@ -178,6 +181,24 @@ def test_limits_that_are_not_in_force() -> None:
 
 
 @pytest.mark.parametrize(
+    ("wanted", "has", "action"),
+    [
+        (["data"], ["data"], Action.NOTHING),
+        (["data"], [], Action.DISKS),
+        ([], ["data"], Action.DISKS),
+        (["data", "logs"], ["logs", "data"], Action.NOTHING),
+    ],
+)
+def test_disks(wanted: list[str], has: list[str], action: Action) -> None:
+    wish = instance("running", 1)
+    options = MachineOptions(disks=[FurtherDisk(name=name, size=1 << 30) for name in wanted])
+    wish = msgspec.structs.replace(wish, spec=msgspec.structs.replace(wish.spec, options=options))
+    running = observed("running", (1, BOOT))
+    assert decide(wish, status("running", 1, disks=has), running, "watched", BOOT, NOW) is action
+    assert decide(wish, EXITED, observed("none", (1, BOOT)), "tidy", BOOT, NOW) is Action.NOTHING
+
+
+@pytest.mark.parametrize(
     ("policy", "measured", "action"),
     [
         ("no", status("exited", 1), Action.NOTHING),
@@ -272,6 +293,9 @@ class World:
     def resize(self) -> None:
         self.note(resources=self.instance.spec.resources)
 
+    def disks(self) -> None:
+        self.note(disks=[each.name for each in disks_of(self.instance.spec)])
+
     def plug(self) -> None:
         self.note(ports=[port.index for port in self.instance.plugged])
 
@@ -324,6 +348,7 @@ worlds = st.builds(
         st.integers(0, 2),
         next_start=st.sampled_from((None, NOW - 1, NOW + 1)),
         ports=st.sampled_from(([], [0], [1], [0, 1])),
+        disks=st.sampled_from(([], ["data"])),
     ),
     st.builds(
         observed,
@@ -349,7 +374,7 @@ def test_the_actions_come_to_an_end(world: World) -> None:
         assert world.observed.state == "none"
     elif world.instance.wanted == "stopped":
         assert world.observed.state == "none"
-    elif world.observed.state in ("running", "paused"):
+    elif world.observed.state in ("starting", "running", "paused"):
         assert world.observed.record and world.observed.record.starts == world.instance.starts
         assert (world.hold, world.status.state) == ("watched", world.observed.state)
         assert {port.index for port in world.instance.ports} <= {*world.status.ports}
@@ -369,6 +394,8 @@ def test_every_action_is_reached() -> None:
             measured = status(known, 2, next_start=later)
             seen.add(decide(wish, measured, observed(state, record), hold, BOOT, NOW))
     measured = status("running", 2, resources=Resources(memory=1))
+    seen.add(decide(instance("running", 2), measured, observed("running", (2, BOOT)), "watched", BOOT, NOW))
+    measured = status("running", 2, disks=["data"])
     seen.add(decide(instance("running", 2), measured, observed("running", (2, BOOT)), "watched", BOOT, NOW))
     for port in (FIRST, LEAVING):
         wish = instance("running", 2, ports=[port])

@@ -310,9 +310,13 @@ def test_services_that_a_model_tells_apart_are_not_alike() -> None:
 # -- single facts --------------------------------------------------------------------------------------------------
 
 
-def run(rules_: list[tuple[RuleStep, ...]], *, accepts: bool = False) -> tuple[Space, int, Machine]:
+def run(
+    rules_: list[tuple[RuleStep, ...]], *, accepts: bool = False, sets: dict[str, InstalledSet] | None = None
+) -> tuple[Space, int, Machine]:
     listed = [InstalledRule(1, steps) for steps in rules_]
-    program = Program([InstalledTable("inet", "t", {"f": InstalledChain("f", 2, 0, "filter", accepts, listed)}, {})])
+    program = Program(
+        [InstalledTable("inet", "t", {"f": InstalledChain("f", 2, 0, "filter", accepts, listed)}, sets or {})]
+    )
     boundaries = Boundaries(4)
     collect(program, boundaries)
     space = Space(1, boundaries.addresses.atoms(), boundaries.services())
@@ -337,6 +341,16 @@ def test_a_drop_that_may_not_happen_drops_nothing() -> None:
         assert passing == space.all
     space, passing, _ = run([(DROP,)], accepts=True)
     assert passing == 0, "the positive control"
+
+
+def test_a_set_that_packets_change_may_have_any_element_and_is_told_unless_its_elements_expire() -> None:
+    lookup = Lookup((SADDR,), "lately")
+    for expire in (True, False):
+        sets = {"lately": InstalledSet((), changes=True, unsure=expire)}
+        for rule, accepts in (((lookup, DROP), True), ((lookup, ACCEPT), False)):
+            space, passing, machine = run([rule], accepts=accepts, sets=sets)
+            assert passing == space.all
+            assert machine.unknown == (set() if expire else {"set lately, which packets change"})
 
 
 def test_a_fresh_connection_is_new_and_has_no_mark() -> None:
@@ -390,13 +404,14 @@ def imported(path: Path) -> set[str]:
 
 COMPILER = ("rules", "state", "tenant", "policy", "overlay", "underlay", "epoch", "fabric", "readback", "neighbours")
 INTERPRETER = [*NETWORK.glob("interpreter/*.py"), *NETWORK.glob("linux/interpreter/*.py")]
-MODEL = [*NETWORK.glob("reference*.py"), NETWORK / "policy_model.py"]
+MODEL = [*NETWORK.glob("reference/*.py")]
+assert INTERPRETER and MODEL
 
 
 @pytest.mark.parametrize("path", INTERPRETER, ids=lambda path: path.name)
 def test_the_interpreter_knows_neither_compiler_nor_model(path: Path) -> None:
     for name in imported(path):
-        assert not name.startswith(("insula.network.reference", "insula.network.policy_model"))
+        assert not name.startswith("insula.network.reference")
         assert not name.startswith(tuple(f"insula.network.linux.{each}" for each in COMPILER)), name
 
 
@@ -410,7 +425,8 @@ def test_the_model_knows_neither_compiler_nor_interpreter(path: Path) -> None:
 
 
 def test_the_compiler_knows_neither_interpreter_nor_model() -> None:
-    for path in NETWORK.glob("linux/*.py"):
+    paths = [*NETWORK.glob("linux/*.py"), *NETWORK.glob("linux/peerings/*.py"), *NETWORK.glob("linux/policy/*.py")]
+    for path in paths:
         if path.stem in ("fabric", "tenant"):  # they hold the interpreter's handles
             continue
         for name in imported(path):

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.model.objects import Network, Port
-from insula.network import endpoints, reachability
+from insula.network import endpoints
 from insula.network.addresses import link_local, port_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
+from insula.network.proof import reachability
 
 
 def network(tenant: str, index: int, nth: int = 0) -> Network:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 
-from insula.network.expectation import Expectation
 from insula.network.intent import TenantIntent
 from insula.network.interpreter.alike import representatives
 from insula.network.interpreter.program import Program
 from insula.network.interpreter.space import Boundaries, Space
-from insula.network.reference import ReferenceModel
+from insula.network.reference.expectation import Expectation
+from insula.network.reference.model import ReferenceModel
 from tests.support.policies import intents
 
 

@@ -56,6 +56,9 @@ def test_every_setting_can_be_set(file: Path) -> None:
         range6 = "fd01::/64"
         resolvers = ["192.0.2.53", "2001:db8::53"]
         floating = ["203.0.113.64/26", "2001:db8:5::/64"]
+        [machines]
+        hypervisor = "esx://root@esx.example:8443/?no_verify=1"
+        password_file = "/etc/insula/esx"
         [audit]
         path = "/a/log"
         size = "64k"
@@ -68,6 +71,8 @@ def test_every_setting_can_be_set(file: Path) -> None:
     assert (settings.network.range4, settings.network.range6) == ("10.99.0.0/16", "fd01::/64")
     assert settings.network.resolvers == ["192.0.2.53", "2001:db8::53"]
     assert settings.network.floating == ["203.0.113.64/26", "2001:db8:5::/64"]
+    assert settings.machines.hypervisor == "esx://root@esx.example:8443/?no_verify=1"
+    assert settings.machines.password_file == "/etc/insula/esx"
     assert (settings.audit.path, settings.audit.size_bytes, settings.audit.files) == ("/a/log", 64 << 10, 0)
 
 
@@ -145,6 +150,12 @@ def test_the_environment_counts_more_than_the_file(file: Path) -> None:
         ("[[oidc]]\nisuer = 'https://x.example'", "there is no setting 'oidc.isuer'; hint: did you mean oidc.issuer"),
         ("[[oidc]]\nissuer = 'https://x.example'\nclient_id = 'x'\n" * 2, "oidc.name 'oidc' is there twice"),
         ("[oidc]\nissuer = 'https://x.example'", "oidc: expected `array`"),
+        ("[machines]\nhypervisor = 'vbox'", "machines.hypervisor 'vbox' is no hypervisor"),
+        (
+            "[machines]\nhypervisor = 'esx://root:secret@h/'",
+            "machines.hypervisor .* is no hypervisor; hint: .*password",
+        ),
+        ("[machines]\npassword_file = 'secret'", "machines.password_file 'secret' is not absolute"),
         ("[audit]\nsize = '10'", "audit.size '10' is too small"),
         ("[audit]\nsize = 'much'", "audit.size 'much' is no size"),
         ("[audit]\nfiles = 1001", "audit.files '1001' is not a number from 0 to 1000"),
@@ -235,8 +246,8 @@ def test_directories_are_for_root_alone(file: Path, tmp_path: Path) -> None:
 
 
 def fields() -> set[str]:
-    found = set(Settings.__struct_fields__) - {"network", "audit", "api", "quotas", "storage", "oidc"}
-    for table in ("network", "audit", "api", "quotas", "storage"):
+    found = set(Settings.__struct_fields__) - {"network", "audit", "api", "quotas", "storage", "machines", "oidc"}
+    for table in ("network", "audit", "api", "quotas", "storage", "machines"):
         found |= {f"{table}.{name}" for name in getattr(Settings(), table).__struct_fields__}
     found |= {f"oidc.{name}" for name in OidcSettings.__struct_fields__}
     return found

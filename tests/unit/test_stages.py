@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.modern import test_inside
-from tests.stages import CHECKOUT, Stage, chains, report
+from tests.stages import CHECKOUT, MACHINES, Stage, chains, report
 from tests.support.wait import until
 
 
@@ -79,15 +79,15 @@ def test_the_time_of_descendants_is_counted() -> None:
 
 def test_every_suite_is_a_stage() -> None:
     names = [each.name for chain in chains([]) for each in chain]
-    tests = ["machine", "modern", "network", "peer", "runtime", "system", "tenancy", "unit"]
-    assert sorted(names) == sorted(["guest", "kernel", "lint", "peers", "provider", *tests])
+    tests = ["fabric", "instances", "modern", "network", "peer", "runtime", "system", "tenancy", "unit", *MACHINES]
+    assert sorted(names) == sorted(["guest", "kernel", "lint", "peers", "provider", "systems", *tests])
 
 
 def test_every_part_of_the_system_tests_is_in_one_stage() -> None:
     stages = {each.name: each for chain in chains([]) for each in chain}
     parts = [
         word
-        for name in ("machine", "network", "runtime", "tenancy")
+        for name in ("fabric", "instances", "network", "runtime", "tenancy", *MACHINES)
         for word in stages[name].command
         if "/system/" in word
     ]
@@ -95,6 +95,8 @@ def test_every_part_of_the_system_tests_is_in_one_stage() -> None:
     assert sorted(left_to_others) == sorted(f"--ignore={path}" for path in parts)
     assert len(parts) == len(set(parts)) > 20
     assert all((CHECKOUT / path).exists() for path in parts)
+    machines = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "tests/system/machine").glob("test_*.py")}
+    assert machines <= set(parts)
 
 
 @pytest.mark.parametrize("file", test_inside.PARTS)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from insula.kernel import netlink
+from insula.kernel.netlink import Rtnl
+from insula.model.objects import AddressPair
 from insula.model.routers import Router
 from insula.network.intent import PolicyIntent
-from insula.network.proof import Proof, Prover
+from insula.network.proof.prover import Proof, Prover
 from tests.support.lab import Instance, Lab
+from tests.support.taps import TapInstance
 from tests.system.fabric.packets import Place
-from tests.system.fabric.worlds import GROUP, World, subnet, subnet6
+from tests.system.fabric.worlds import GROUP, World, allowed, subnet, subnet6, taken
 
 
 class Built:
@@ -28,7 +33,11 @@ class Built:
         self._declare(world)
         for tenant, has in world.items():
             for name, instance in has.instances.items():
-                self.instances[Place(tenant, name)] = lab.instance(tenant, name, instance.network, host=instance.host)
+                pairs = [AddressPair(address=address) for address in allowed(instance)]
+                kind = TapInstance if instance.machine else Instance
+                made = lab.instance(tenant, name, instance.network, host=instance.host, pairs=pairs, kind=kind)
+                self.instances[Place(tenant, name)] = made
+                made.do(functools.partial(_take, taken(has)[name]))
             lab.apply(tenant)
 
     def change(self, world: World) -> None:
@@ -55,6 +64,15 @@ class Built:
                     labels={name: instance.labels for name, instance in has.instances.items()},
                 ),
             }
+
+
+def _take(addresses: Sequence[str]) -> None:
+    """Add addresses to the instance's device. Runs in its namespace."""
+    with Rtnl() as inside:
+        index = inside.index("eth0")
+        assert index
+        for each in addresses:
+            inside.execute(netlink.add_address(index, f"{each}/{64 if ':' in each else 24}"))
 
 
 @contextlib.contextmanager

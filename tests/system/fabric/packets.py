@@ -67,13 +67,18 @@ def flows(owned: Mapping[Place, Sequence[str]], ports: Mapping[str, Sequence[int
                         yield from (Flow(place, source, target, protocol, port) for port in numbers)
 
 
-def arrivals(instances: Mapping[Place, Instance], tried: Iterable[Flow], expected: Collection[Arrival]) -> set[Arrival]:
-    """Try these flows and return where they arrived. Those that are expected are waited for, others for a moment."""
+def arrivals(
+    instances: Mapping[Place, Instance],
+    owned: Mapping[Place, Sequence[str]],
+    tried: Iterable[Flow],
+    expected: Collection[Arrival],
+) -> set[Arrival]:
+    """Try these flows and return where they arrived. Those that are expected are waited for, others for a moment.
+    `owned` are the addresses of the instances."""
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         exchange = _Exchange(selector, stack)
         for place, instance in instances.items():
-            owned = [each for each in (instance.port.address, instance.port.address6) if each]
-            instance.do(functools.partial(exchange.listen, place, owned))
+            instance.do(functools.partial(exchange.listen, place, owned[place]))
         by_source: dict[Place, list[Flow]] = {}
         for flow in tried:
             by_source.setdefault(flow.source, []).append(flow)

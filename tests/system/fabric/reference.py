@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from insula.model.policies import AnyPeer, CidrPeer, GroupPeer, InstancePeer, Policy, PolicyPeer, PortMatch, Selector
 from tests.system.fabric.packets import PORTS, Arrival, Flow, Place
-from tests.system.fabric.worlds import GROUP, InstanceIn, TenantIn, World, addresses
+from tests.system.fabric.worlds import GROUP, InstanceIn, TenantIn, World, addresses, allowed, owned, taken
 
 Grant = tuple[str, str, int]
 """The other end's address, a protocol and a port."""
@@ -19,13 +19,15 @@ Grant = tuple[str, str, int]
 
 def expected(world: World, tried: Iterable[Flow]) -> set[Arrival]:
     """The flows that arrive, and where."""
-    allowed = {name: set(_connections(tenant)) for name, tenant in world.items()}
+    connections = {name: set(_connections(tenant)) for name, tenant in world.items()}
+    at = {place: {*some} for place, some in owned(world).items()}
     found = set()
     for flow in tried:
         here = world[flow.source.tenant]
-        target = next((name for name, each in here.instances.items() if flow.to_address in addresses(each)), None)
+        places = [Place(flow.source.tenant, name) for name in here.instances]
+        target = next((place.name for place in places if flow.to_address in at[place]), None)
         connection = (flow.from_address, flow.to_address, flow.protocol, flow.port)
-        if target and connection in allowed[flow.source.tenant]:
+        if target and connection in connections[flow.source.tenant]:
             found.add(Arrival(flow, Place(flow.source.tenant, target)))
     return found
 
@@ -34,18 +36,30 @@ def _connections(tenant: TenantIn) -> Iterator[tuple[str, str, str, int]]:
     """Every (source, target, protocol, port) that is allowed in a tenant."""
     sends = {name: _granted(tenant, name, "out") for name in tenant.instances}
     accepts = {name: _granted(tenant, name, "in") for name in tenant.instances}
+    used, shared = taken(tenant), _shared(tenant)
+    closed = {address for address, names in shared.items() if any(_selecting(tenant, name, "in") for name in names)}
     everything = [(protocol, port) for protocol, ports in PORTS.items() for port in ports]
     for source, one in tenant.instances.items():
         for target, other in tenant.instances.items():
             if source == target or not _joined(tenant, one.network, other.network):
                 continue
-            for a in addresses(one):
-                for b in addresses(other):
+            for a in [each for each in (*addresses(one), *used[source]) if each not in shared]:
+                for b in [each for each in (*addresses(other), *used[target]) if each not in closed]:
                     for protocol, port in everything:
-                        may_send = sends[source] is None or (b, protocol, port) in sends[source]
-                        may_accept = accepts[target] is None or (a, protocol, port) in accepts[target]
+                        may_send = (b, protocol, port) in sends[source]
+                        may_accept = b in shared or (a, protocol, port) in accepts[target]
                         if may_send and may_accept and (":" in a) == (":" in b):
                             yield a, b, protocol, port
+
+
+def _shared(tenant: TenantIn) -> dict[str, list[str]]:
+    """The further addresses that instances with different labels may use, with these instances."""
+    found: dict[str, list[str]] = {}
+    for name, instance in tenant.instances.items():
+        for address in allowed(instance):
+            found.setdefault(address, []).append(name)
+    labels = {name: sorted(instance.labels.items()) for name, instance in tenant.instances.items()}
+    return {address: names for address, names in found.items() if any(labels[n] != labels[names[0]] for n in names)}
 
 
 def _joined(tenant: TenantIn, one: str, other: str) -> bool:
@@ -61,12 +75,16 @@ class _Everything(set[Grant]):
 
 def _granted(tenant: TenantIn, name: str, direction: str) -> set[Grant]:
     """What the policies that select an instance grant it in a direction."""
-    mine = [
+    mine = _selecting(tenant, name, direction)
+    return set().union(*(_grants(tenant, policy, direction) for policy in mine)) if mine else _Everything()
+
+
+def _selecting(tenant: TenantIn, name: str, direction: str) -> list[Policy]:
+    return [
         policy
         for policy in tenant.policies
         if direction in policy.directions and _fits(policy.select, tenant.instances[name].labels)
     ]
-    return set().union(*(_grants(tenant, policy, direction) for policy in mine)) if mine else _Everything()
 
 
 def _grants(tenant: TenantIn, policy: Policy, direction: str) -> set[Grant]:
@@ -81,10 +99,11 @@ def _grants(tenant: TenantIn, policy: Policy, direction: str) -> set[Grant]:
 
 
 def _named(tenant: TenantIn, peer: PolicyPeer) -> Iterator[str]:
-    """The addresses of instances that a peer names."""
+    """The addresses of instances that a peer names. A shared one belongs to no instance."""
+    shared = _shared(tenant)
     for instance in tenant.instances.values():
-        for address in addresses(instance):
-            if _is_named(peer, instance, address):
+        for address in (*addresses(instance), *allowed(instance)):
+            if _is_named(peer, instance, address) and not (isinstance(peer, InstancePeer) and address in shared):
                 yield address
 
 

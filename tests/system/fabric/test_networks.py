@@ -11,10 +11,15 @@ from tests.system.fabric.worlds import TENANTS, InstanceIn, TenantIn, owned
 
 @isolated
 def test_tenants_with_the_same_addresses_reach_their_own_instances() -> None:
-    instances = {"web": InstanceIn("net", 2, {}), "db": InstanceIn("net", 3, {}), "far": InstanceIn("lan", 2, {})}
+    """Each of them has a container, and virtual machines beside it."""
+    instances = {
+        "web": InstanceIn("net", 2, {}),
+        "db": InstanceIn("net", 3, {}, machine=True),
+        "far": InstanceIn("lan", 2, {}, machine=True),
+    }
     world = {tenant: TenantIn(("net", "lan"), instances=instances) for tenant in TENANTS}
     with built(world) as cloud:
         tried = list(flows(owned(world)))
         wanted = expected(world, tried)
         assert len(wanted) == 4 * 2 * 6, "the control: web and db of two tenants, two families, six ports"
-        assert arrivals(cloud.instances, tried, wanted) == wanted
+        assert arrivals(cloud.instances, owned(world), tried, wanted) == wanted

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, given, settings
 
-from insula.model.objects import Network, Port, Tenant
-from insula.network import policy_model
+from insula.model.objects import AddressPair, Network, Port, Tenant
 from insula.network.intent import PolicyIntent, TenantIntent
-from tests.system.fabric.packets import flows
+from insula.network.reference import policy_model
+from tests.system.fabric.packets import Place, flows
 from tests.system.fabric.reference import expected
-from tests.system.fabric.worlds import GROUP, TenantIn, World, addresses, owned, subnet, subnet6, worlds
+from tests.system.fabric.worlds import GROUP, TenantIn, World, addresses, allowed, owned, subnet, subnet6, worlds
 
 
 def intent(name: str, has: TenantIn) -> TenantIntent:
@@ -39,6 +39,7 @@ def intent(name: str, has: TenantIn) -> TenantIntent:
                 mac=f"02:00:00:00:00:{number:02x}",
                 address=addresses(instance)[0],
                 address6=addresses(instance)[1],
+                allowed_pairs=[AddressPair(address=address) for address in allowed(instance)],
             )
             for number, (each, instance) in enumerate(has.instances.items(), 1)
         ],
@@ -54,14 +55,15 @@ def intent(name: str, has: TenantIn) -> TenantIntent:
 @given(worlds())
 def test_both_allow_the_same(world: World) -> None:
     tried = list(flows(owned(world)))
-    allowed = {arrival.flow for arrival in expected(world, tried)}
+    arriving = {arrival.flow for arrival in expected(world, tried)}
     for tenant, has in world.items():
         whole = intent(tenant, has)
-        where = {address: each for each in has.instances.values() for address in addresses(each)}
+        at = owned(world)
+        where = {address: each for name, each in has.instances.items() for address in at[Place(tenant, name)]}
         for flow in tried:
             if flow.source.tenant != tenant or flow.to_address not in where:
                 continue
             one, other = where[flow.from_address].network, where[flow.to_address].network
             joined = one == other or any({one, other} <= router for router in has.routers)
             permitted = policy_model.permits(whole, flow.from_address, flow.to_address, flow.protocol, flow.port)
-            assert (joined and permitted) == (flow in allowed), flow
+            assert (joined and permitted) == (flow in arriving), flow

@@ -19,7 +19,7 @@ def check(world: World) -> None:
     with built(world) as cloud:
         tried = list(flows(owned(world)))
         wanted = expected(world, tried)
-        arrived = arrivals(cloud.instances, tried, wanted)
+        arrived = arrivals(cloud.instances, owned(world), tried, wanted)
         assert arrived - wanted == set(), "arrived and may not"
         assert wanted - arrived == set(), "may and did not arrive"
         proof = cloud.prove()

@@ -34,11 +34,14 @@ GROUP = AddressGroup(tenant="", name="some", cidrs=["10.0.0.2/31", "10.0.1.0/24"
 
 @dataclass(frozen=True)
 class InstanceIn:
-    """An instance of a world. `host` is the last part of its addresses."""
+    """An instance of a world: a container, or a virtual machine, whose port is a tap. `host` is the last part of its
+    addresses, and `allowed` those of further ones that it may use as others may (allowed address pairs)."""
 
     network: str
     host: int
     labels: dict[str, str]
+    allowed: frozenset[int] = frozenset()
+    machine: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,30 @@ def subnet6(network: str) -> str:
     return f"fd00:{NETWORKS.index(network)}::/64"
 
 
-def addresses(instance: InstanceIn) -> list[str]:
-    """The IPv4 and the IPv6 address of an instance."""
-    number = NETWORKS.index(instance.network)
-    return [
-        f"10.0.{number}.{instance.host}",
-        f"fd00:{number}::{instance.host:x}" if number else f"fd00::{instance.host:x}",
-    ]
+def addresses(instance: InstanceIn, host: int | None = None) -> list[str]:
+    """The IPv4 and the IPv6 address of an instance, or those of another `host` of its network."""
+    number, last = NETWORKS.index(instance.network), host or instance.host
+    return [f"10.0.{number}.{last}", f"fd00:{number}::{last:x}" if number else f"fd00::{last:x}"]
+
+
+def allowed(instance: InstanceIn) -> list[str]:
+    """The further addresses that an instance may use."""
+    return [address for host in sorted(instance.allowed) for address in addresses(instance, host)]
+
+
+def taken(tenant: TenantIn) -> dict[str, list[str]]:
+    """The further addresses that each instance does use: the first of those that may."""
+    found: dict[str, str] = {}
+    for name, instance in tenant.instances.items():
+        for address in allowed(instance):
+            found.setdefault(address, name)
+    return {name: [address for address, who in found.items() if who == name] for name in tenant.instances}
 
 
 def owned(world: World) -> dict[Place, list[str]]:
-    """The addresses of each instance."""
+    """The addresses of each instance, with the further ones that it uses."""
     return {
-        Place(tenant, name): addresses(instance)
+        Place(tenant, name): [*addresses(instance), *taken(has)[name]]
         for tenant, has in world.items()
         for name, instance in has.instances.items()
     }
@@ -100,6 +114,7 @@ requirements = st.sampled_from(tuple(_LABELS)).flatmap(
         st.builds(LabelRequirement, key=st.just(key), operator=st.sampled_from(("Exists", "DoesNotExist"))),
     )
 )
+further = st.one_of(st.just(frozenset[int]()), st.frozensets(st.sampled_from((100, 101)), max_size=2))
 selectors = st.builds(Selector, labels=labels, expressions=st.lists(requirements, max_size=1))
 peers: st.SearchStrategy[PolicyPeer] = st.one_of(
     st.just(AnyPeer()),
@@ -146,7 +161,10 @@ def tenants(draw: st.DrawFn, name: str) -> TenantIn:
     joined = draw(st.sets(st.sampled_from(networks), max_size=3))
     count = draw(st.integers(2, 4))
     instances = {
-        f"i{number}": InstanceIn(draw(st.sampled_from(networks)), 2 + number, draw(labels)) for number in range(count)
+        f"i{number}": InstanceIn(
+            draw(st.sampled_from(networks)), 2 + number, draw(labels), draw(further), draw(st.booleans())
+        )
+        for number in range(count)
     }
     return TenantIn(
         networks=tuple(networks),

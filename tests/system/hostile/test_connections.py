@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import struct
+from collections.abc import Sequence
 
 import pytest
 
@@ -54,6 +56,30 @@ def test_one_instance_can_not_fill_the_table_of_connections(family: int, source:
             assert accepted.recv(10) == b"2", "those that are open live on"
             assert db.pings(source), "the neighbour is not the one that opened them"
             assert cloud.instances["globex", "web"].pings(target)
+
+
+@isolated
+def test_an_instance_is_refused_near_its_limit_and_not_before_three_quarters_of_it() -> None:
+    most = rules.CONNECTIONS_EACH
+    with two_tenants() as cloud:
+        web, inside = cloud.instances["acme", "web"], cloud.inside("acme")
+        call_in(inside, lambda: sysctl.write({"netfilter/nf_conntrack_udp_timeout": "600"}))  # however long it takes
+
+        def tracked() -> int:
+            return int(call_in(inside, lambda: sysctl.read("netfilter/nf_conntrack_count")) or 0)
+
+        before, destinations = tracked(), random.sample(range(1, 1 << 16), 2 * most)
+        with web.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+
+            def opens(ports: Sequence[int]) -> None:
+                for port in ports:
+                    with contextlib.suppress(OSError):  # nobody listens there
+                        sock.sendto(b"x", ("10.0.0.3", port))
+
+            opens(destinations[: most * 3 // 4])
+            assert before + most * 3 // 4 <= tracked() <= before + most * 3 // 4 + 20
+            opens(destinations[most * 3 // 4 :])
+            assert 0.9 * most < tracked() - before <= most + 20
 
 
 def datagram(source: str, target: str, sport: int, dport: int) -> bytes:

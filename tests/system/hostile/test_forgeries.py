@@ -31,6 +31,7 @@ from tests.support.frames import (
     option,
     router_advertisement,
     solicitation,
+    syn,
     udp,
 )
 from tests.support.lab import SOON, Instance, Lab, Sniffer, isolated, two_tenants
@@ -57,6 +58,9 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
     def frame(kind: int, payload: bytes, to: str = b, by: str = a) -> bytes:
         return ethernet(to, by, kind, payload)
 
+    def tcp(source: str, target: str, mark: bytes) -> bytes:
+        return syn(source, target, 40000, 9, int.from_bytes(mark, "big"))
+
     ours, theirs, router = link_local(a), link_local(b), link_local(gateway_mac(1))
     advertised = struct.pack("!BBHII", 64, 0, 1800, 0, 0)
     whole_advertisement = advertisement("fd00::2", "fd00::3", "fd00::2", bytes(6))[40:]
@@ -65,6 +69,8 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
             IPV6, ipv6("fd00::2", "fd00::3", 60, bytes((17, 0, 1, 4, 0, 0, 0, 0)) + udp("fd00::2", "fd00::3", m)[40:])
         ),
         "IPv4": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.3", m)),
+        "TCP": lambda m: frame(IP, tcp("10.0.0.2", "10.0.0.3", m)),
+        "TCP by IPv6": lambda m: frame(IPV6, tcp("fd00::2", "fd00::3", m)),
         "IPv4 broadcast": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.255", m), to=BROADCAST),
         "IPv6": lambda m: frame(IPV6, udp("fd00::2", "fd00::3", m)),
         "IPv6 link-local": lambda m: frame(IPV6, udp(ours, theirs, m)),
@@ -91,6 +97,13 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
         "IPv4 of nobody": lambda m: frame(IP, udp("10.0.0.77", "10.0.0.3", m)),
         "IPv4 of another subnet": lambda m: frame(IP, udp("172.16.0.1", "10.0.0.3", m)),
         "IPv4 0.0.0.0": lambda m: frame(IP, udp("0.0.0.0", "10.0.0.3", m)),
+        "TCP, MAC of nobody": lambda m: frame(IP, tcp("10.0.0.2", "10.0.0.3", m), by=FOREIGN),
+        "TCP, MAC of the gateway": lambda m: frame(IPV6, tcp("fd00::2", "fd00::3", m), by=gateway_mac(1)),
+        "TCP, IPv4 of the gateway": lambda m: frame(IP, tcp("10.0.0.1", "10.0.0.3", m)),
+        "TCP, IPv4 of nobody": lambda m: frame(IP, tcp("10.0.0.77", "10.0.0.3", m)),
+        "TCP, IPv6 of the gateway": lambda m: frame(IPV6, tcp("fd00::1", "fd00::3", m)),
+        "TCP, IPv6 of nobody": lambda m: frame(IPV6, tcp("fd00::77", "fd00::3", m)),
+        "TCP with a VLAN tag": lambda m: frame(VLAN, b"\0\1\x08\0" + tcp("10.0.0.2", "10.0.0.3", m)),
         "IPv6 of the gateway": lambda m: frame(IPV6, udp("fd00::1", "fd00::3", m)),
         "IPv6 of nobody": lambda m: frame(IPV6, udp("fd00::77", "fd00::3", m)),
         "IPv6 of another prefix": lambda m: frame(IPV6, udp("fd99::2", "fd00::3", m)),

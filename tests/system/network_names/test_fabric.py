@@ -16,9 +16,11 @@ from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.model.objects import AddressPair
 from insula.model.policies import CidrPeer, OperatorPolicy, OperatorRule
+from insula.model.tracing import TraceView
 from insula.network.addresses import link_local
 from insula.network.linux.fabric import LinuxFabric
 from insula.network.names import edns, wire
+from insula.network.tracing.trace import parse, trace
 from tests.support.internet import DNS4, DNS6, addresses_in, ask, greeting, query_of, tls_greeting
 from tests.support.lab import Instance, eventually, isolated, query
 from tests.support.names_lab import API, OTHER, PORT, SITE, SITE6, WWW, NamesLab, by_name
@@ -238,3 +240,37 @@ def test_a_policy_in_audit_or_without_dns() -> None:
     assert greeting(web, OTHER, PORT) == OTHER and addresses_in(ask(web, WWW)) == [OTHER], "nothing is in force"
     lab.enforce(by_name("ci", "web", API, dns=False))
     assert ask(web, API, timeout=0.3) is None and greeting(web, SITE, PORT) is None
+
+
+@isolated
+def test_answers_have_the_name_in_the_case_in_which_it_was_asked() -> None:
+    """The gate asks in random case, which nobody else has to see: some clients compare names letter by letter."""
+    lab = NamesLab()
+    lab.enforce(by_name("ci", "web", API))
+    for name in ("dB.acme.internal", "aPi.Example.com"):
+        for type_ in (wire.A, wire.AAAA):
+            answer = ask(lab["web"].netns, name, type_)
+            assert answer is not None and answer.answers
+            assert {each.name for each in answer.answers} == {wire.name_of(name)}
+
+
+@isolated
+def test_trace_tells_that_an_address_is_open_once_its_name_was_asked_for() -> None:
+    lab = NamesLab()
+    lab.enforce(by_name("ci", "web", API))
+
+    def traced(address: str, service: str) -> TraceView:
+        intent = lab.cloud.intent("acme")
+        running = {port.index for port in intent.ports}
+        return trace(lab.cloud.fabric, intent, parse(intent, "web", address, service), running)
+
+    opened = f"tcp/{PORT} is open to addresses of {API}, once web (10.0.0.2) has asked for the name"
+    before = traced(SITE, f"tcp/{PORT}")
+    assert not before.allowed and not before.wanted and opened in before.steps
+    assert not any("drifted" in step for step in before.steps)
+    assert not any("open to addresses" in step for step in traced(SITE, "tcp/22").steps), "no rule has this port"
+    assert addresses_in(ask(lab["web"].netns, API)) == [SITE]
+    after = traced(SITE, f"tcp/{PORT}")
+    assert after.allowed and after.wanted and not any("drifted" in step for step in after.steps)
+    assert greeting(lab["web"].netns, SITE, PORT) == SITE, "as real packets"
+    assert not traced(OTHER, f"tcp/{PORT}").allowed and greeting(lab["web"].netns, OTHER, PORT) is None

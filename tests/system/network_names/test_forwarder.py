@@ -150,32 +150,6 @@ def call_in_has(w: NamesWorld, address: str) -> bool:
     return True
 
 
-@isolated
-def test_the_first_packet_may_follow_the_answer_at_once() -> None:
-    """The SYN is sent by the one who gets the answer, without a pause; no retransmission would come within the time."""
-    w = world()
-    lost = 0
-    for number in range(200):
-        address = SITES[2 + number % 90]
-        w.server.records = []
-        w.server.names(f"n{number}.example.com", address)
-        with call_in(w.client, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
-            sock.settimeout(patiently(3))
-            sock.connect((GATEWAY4, 53))
-            probe = call_in(w.client, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            sock.send(query_of(f"n{number}.example.com"))
-            sock.recv(512)
-            with probe:
-                probe.settimeout(patiently(0.8))
-                try:
-                    probe.connect((address, PORT))
-                except ConnectionRefusedError as refused:
-                    lost += "admin" in str(refused)  # nobody listens there, which is an answer of the internet
-                except OSError:
-                    lost += 1
-    assert lost == 0
-
-
 @pytest.mark.parametrize("ttl", [0, 1, 86_400])
 @isolated
 def test_clients_keep_answers_for_a_shorter_time_than_leases_last(ttl: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
+import pytest
+
 from insula.kernel.netns import call_in
 from insula.network.linux import sysctl
 from tests.support.external import alive, answers, asks, connection, echoes, publish, tells
@@ -84,22 +86,23 @@ def test_a_tenant_can_not_take_packets_to_an_address_that_is_not_the_hosts() -> 
         assert answers(None, World.ADDRESS, 80).startswith("real")
 
 
+@pytest.mark.parametrize(("host", "own"), [(HOST, World.ADDRESS), (World.HOST6, World.ADDRESS6)], ids=["ipv4", "ipv6"])
 @isolated
-def test_a_client_that_keeps_sending_follows_what_is_published() -> None:
+def test_a_client_that_keeps_sending_follows_what_is_published(host: str, own: str) -> None:
     """Entries of connection tracking from before a port was published, and from before it moved, don't stay."""
     world = World()
     with two_tenants() as lab:
         web, db = lab.instances["acme", "web"], lab.instances["acme", "db"]
         for instance, name in ((web, "web"), (db, "db")):
             tells(instance, 53, udp=True, name=name)
-        client = world.instance.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client = world.instance.socket(socket.AF_INET6 if ":" in own else socket.AF_INET, socket.SOCK_DGRAM)
         client.bind(("", 40000))
 
         def asked() -> str:
             client.settimeout(SHORT)
             for _ in range(10):
                 try:
-                    client.sendto(b"?", (HOST, 5353))
+                    client.sendto(b"?", (host, 5353))
                     return client.recv(200).decode()
                 except OSError:
                     continue
@@ -107,9 +110,9 @@ def test_a_client_that_keeps_sending_follows_what_is_published() -> None:
 
         assert asked() == ""
         publish(lab, "acme", web="5353:53/udp")
-        assert asked() == f"web {World.ADDRESS}"
+        assert asked() == f"web {own}"
         publish(lab, "acme", db="5353:53/udp")
-        assert asked() == f"db {World.ADDRESS}"
+        assert asked() == f"db {own}"
         publish(lab, "acme")
         publish(lab, "globex")
         assert asked() == ""

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
-from tests.support.wait import patiently, until
+from tests.support.wait import until
 from tests.system.network_outside.test_commands import HOST, page, serve
 from tests.system.network_outside.test_lb_commands import FAST
 
@@ -70,16 +69,9 @@ def test_every_verb_that_is_killed_has_happened_or_not(host: Daemon, acme: Cli, 
     for step in STEPS:
         delay = dice.uniform(0, LONGEST)
         what = f"seed {SEED}, {' '.join(step.words)} killed after {delay:.3f} s"
-        with acme.start(*step.words) as command:
-            time.sleep(delay)
-            until(lambda: host.pid("insulad"), "insulad runs")
-            host.kill("insulad")
-            host.launch()
-            command.communicate(timeout=patiently(60))
-        host.wait_until_it_answers()
-        host.wait_until_it_is_reconciled()
+        status = host.killed_during(acme, *step.words, after=delay)
         if not step.done(acme):
-            assert command.returncode, f"{what}: it said that it was done"
+            assert status, f"{what}: it said that it was done"
             acme.ok(*step.words)
         text = f"{step.reached}-acme" if step.reached else ""
         until(lambda text=text: page(outside, ADDRESS, 80, 2.0) == text, f"{what}: leads to {text!r}")  # type: ignore[misc]

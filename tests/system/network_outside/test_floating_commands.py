@@ -151,35 +151,32 @@ def test_it_outlives_kills_of_insulad(host: Daemon, acme: Cli) -> None:
     until(lambda: page(host.namespaces.outside, address, 80, 0.5) == "", "it leads nowhere")
 
 
+def document(kind: str, name: str, labels: dict[str, str] | None = None, **spec: object) -> dict[str, object]:
+    metadata = {"name": name, "labels": labels or {}}
+    return {"apiVersion": "insula/v1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def files(text: str) -> str:
+    """An instance that serves a text, with a floating address, and behind a balancer at port 81 of the host."""
+    found = [
+        document("Instance", "web", {"app": "shop"}, image="busybox", command=["sh", "-c", SERVE.format(text=text)]),
+        document("FloatingIp", "front", instance="web"),
+        document(
+            *("LoadBalancer", "shop"),
+            listen=[{"port": 81}],
+            port=80,
+            on=[{"address": None}],
+            select={"labels": {"app": "shop"}},
+            health={"interval": 1, "timeout": 1},
+        ),
+    ]
+    return "\n---\n".join(map(json.dumps, found))
+
+
 def test_an_apply_that_replaces_an_instance_keeps_its_address_and_its_place_behind_a_balancer(
     host: Daemon, acme: Cli
 ) -> None:
     """Whether the address was attached by the file or by hand."""
-
-    def document(kind: str, name: str, labels: dict[str, str] | None = None, **spec: object) -> dict[str, object]:
-        return {
-            "apiVersion": "insula/v1",
-            "kind": kind,
-            "metadata": {"name": name, "labels": labels or {}},
-            "spec": spec,
-        }
-
-    def files(text: str) -> str:
-        command = ["sh", "-c", SERVE.format(text=text)]
-        check = {"interval": 1, "timeout": 1}
-        found = [
-            document("Instance", "web", {"app": "shop"}, image="busybox", command=command),
-            document("FloatingIp", "front", instance="web"),
-            document(
-                *("LoadBalancer", "shop"),
-                listen=[{"port": 81}],
-                port=80,
-                on=[{"address": None}],
-                select={"labels": {"app": "shop"}},
-                health=check,
-            ),
-        ]
-        return "\n---\n".join(map(json.dumps, found))
 
     acme.ok("apply", "-f", "-", stdin=files("one"))
     _, six = allocate(acme, "six", "--family", "ipv6", "--attach", "web")

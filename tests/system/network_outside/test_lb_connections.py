@@ -11,7 +11,7 @@ from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.wait import patiently, until
 from tests.system.network_outside.test_commands import HOST, HOST6, dial
-from tests.system.network_outside.test_lb_commands import FAST, SERVE, becomes, refuses, serve, shares
+from tests.system.network_outside.test_lb_commands import FAST, SERVE, becomes, refuses, serve, shares, states
 
 ECHO = "exec nc -ll -p 7 -e cat"
 
@@ -62,42 +62,59 @@ def test_drained_backends_keep_their_connections_and_dead_ones_lose_them(host: D
         assert all(map(echoes, alive))
 
 
-def test_affinity_ends_with_health(host: Daemon, acme: Cli) -> None:
+@pytest.mark.parametrize("address", [HOST, HOST6])
+def test_affinity_ends_with_health(host: Daemon, acme: Cli, address: str) -> None:
     for name in ("b1", "b2", "b3"):
         serve(acme, name)
     http = ("--health", "http", "--health-path", "/health", "--affinity", "source", *FAST)
     acme.ok("lb", "create", "shop", "--listen", "tcp/80", "--on", "host:", "--backend", "app=shop", *http)
     becomes(acme, dict.fromkeys(("b1", "b2", "b3"), "healthy"))
     outside = host.namespaces.outside
-    until(lambda: "nobody" not in shares(outside, HOST, 3), "it is installed")
-    (only,) = shares(outside, HOST, 12)
+    until(lambda: "nobody" not in shares(outside, address, 3), "it is installed")
+    (only,) = shares(outside, address, 12)
     acme.ok("exec", only, "rm", "/www/health")
     rest = {"b1", "b2", "b3"} - {only}
     becomes(acme, {only: "unhealthy", **dict.fromkeys(rest, "healthy")})
-    until(lambda: only not in shares(outside, HOST, 3), "it has lost its clients")
-    (other,) = shares(outside, HOST, 12)
+    until(lambda: only not in shares(outside, address, 3), "it has lost its clients")
+    (other,) = shares(outside, address, 12)
     assert other in rest
     acme.ok("exec", only, "touch", "/www/health")
-    until(lambda: set(shares(outside, HOST, 6)) == {only}, "its clients are its again")
+    until(lambda: set(shares(outside, address, 6)) == {only}, "its clients are its again")
 
 
-def test_a_new_backend_gets_nothing_before_it_serves(host: Daemon, acme: Cli) -> None:
+@pytest.mark.parametrize("address", [HOST, HOST6])
+def test_a_new_backend_gets_nothing_before_it_serves(host: Daemon, acme: Cli, address: str) -> None:
     serve(acme, "first")
     acme.ok("lb", "create", "shop", "--listen", "tcp/80", "--on", "host:", "--backend", "app=shop", *FAST)
     becomes(acme, {"first": "healthy"})
     outside = host.namespaces.outside
-    until(lambda: set(shares(outside, HOST, 3)) == {"first"}, "it is installed")
+    until(lambda: set(shares(outside, address, 3)) == {"first"}, "it is installed")
     late = f"while [ ! -e /go ]; do sleep 0.1; done; {SERVE}"
     acme.ok("run", "-d", "--name", "late", "-l", "app=shop", "busybox", "sh", "-c", late)
     becomes(acme, {"first": "healthy", "late": "unhealthy"})
-    assert set(shares(outside, HOST)) == {"first"}
+    assert set(shares(outside, address)) == {"first"}
     acme.ok("exec", "late", "touch", "/go")
-    until(lambda: set(shares(outside, HOST)) == {"first", "late"}, "it serves")
+    until(lambda: set(shares(outside, address)) == {"first", "late"}, "it serves")
     acme.ok("restart", "-t", "0", "late")  # the file is still there
     becomes(acme, {"first": "healthy", "late": "healthy"})
     acme.ok("kill", "late")
     becomes(acme, {"first": "healthy", "late": "stopped"})
-    until(lambda: set(shares(outside, HOST)) == {"first"}, "what has ended gets nothing")
+    until(lambda: set(shares(outside, address)) == {"first"}, "what has ended gets nothing")
+
+
+def test_each_address_of_a_backend_has_a_health_of_its_own(host: Daemon, acme: Cli) -> None:
+    four = SERVE.replace("httpd -f -p 80", "httpd -f -p 0.0.0.0:80")
+    acme.ok("run", "-d", "--name", "four", "-l", "app=shop", "busybox", "sh", "-c", four)
+    acme.ok("lb", "create", "shop", "--listen", "tcp/80", "--on", "host:", "--backend", "app=shop", *FAST)
+    outside = host.namespaces.outside
+    until(lambda: states(acme)["four"] == {"healthy", "unhealthy"}, "one version of IP passes")
+    by_address = {each["address"]: each["state"] for each in acme.json("lb", "show", "shop")["backends"]}
+    assert all((state == "healthy") == (":" not in address) for address, state in by_address.items())
+    until(lambda: set(shares(outside, HOST, 3)) == {"four"}, "it is installed")
+    until(lambda: refuses(outside, HOST6), "refused at once, not led to a port that nobody has")
+    serve(acme, "both")
+    until(lambda: set(shares(outside, HOST6, 6)) == {"both"}, "it serves both")
+    until(lambda: set(shares(outside, HOST)) == {"both", "four"}, "and shares IPv4")
 
 
 def test_without_checks_whatever_runs_is_healthy(host: Daemon, acme: Cli) -> None:

@@ -6,7 +6,7 @@ from insula.model.objects import PublishedPort
 from insula.model.publishing import parse
 from insula.model.views import VerifyReport
 from insula.network.intent import OutsideIntent
-from insula.network.verify import verify
+from insula.network.proof.verify import verify
 from tests.support.external import forward
 from tests.support.lab import Lab, World, isolated, two_tenants
 

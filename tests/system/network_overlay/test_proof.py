@@ -11,11 +11,11 @@ from insula.kernel.netlink import attributes as rtattr
 from insula.kernel.netlink import messages as rt
 from insula.kernel.netns import call_in
 from insula.model.routers import Router
-from insula.network.findings import ProofFinding
 from insula.network.intent import PolicyIntent
 from insula.network.linux import naming
-from insula.network.proof import Prover
-from insula.network.verify import verify
+from insula.network.proof.findings import ProofFinding
+from insula.network.proof.prover import Prover
+from insula.network.proof.verify import verify
 from tests.support.hosts import Cloud, Host
 from tests.support.lab import isolated
 from tests.system.network_overlay.test_overlay import two_tenants_on_three_hosts
@@ -148,3 +148,35 @@ def test_the_witness_of_a_wrong_entry_is_sent() -> None:
     assert not report.passed
     shown = next(each for each in report.findings if "go to the MAC address of log" in each.text)
     assert shown.witness == "udp/9 from 10.0.0.2 to 10.0.0.3" and shown.sent
+
+
+ACCEPTED = [
+    ('bridge lab ipv4 {{ "vx1" . {db} . 10.0.0.77 }}', "packets with address 10.0.0.77, which"),
+    ('bridge lab ipv4 {{ "vx1" . {db} . 10.0.0.2 }}', "ARP messages with address 10.0.0.2, which"),
+    ('bridge lab ipv6 {{ "vx1" . {db} . fd00::77 }}', "packets with address fd00::77, which"),
+    (
+        'bridge lab ndp {{ "vx1" . {db} . 0xfd000000000000000000000000000002 }}',
+        "neighbor advertisements with address fd00::2",
+    ),
+    ('bridge lab macs {{ "vx1" . 02:00:00:00:00:99 }}', "ARP messages with address 0.0.0.0 and another MAC address"),
+]
+"""Elements too many, and what frames from other hosts may have by them."""
+
+
+@isolated
+def test_what_is_accepted_from_other_hosts_is_proven() -> None:
+    cloud = two_tenants_on_three_hosts()
+    host = cloud.hosts[0]
+    prover = Prover(host.fabric)
+    assert prove(cloud, host, prover) == [], "the positive control"
+    for element, says in ACCEPTED:
+        nft = host.fabric._tenant(cloud.tenants["acme"]).nft
+        command = element.format(db=mac(cloud, "db")).replace(" lab ", f" {host.fabric.naming.prefix} ")
+        nft.run(f"add element {command}")
+        found = prove(cloud, host, prover)
+        assert any(
+            (each.kind, each.source) == ("forged", "acme/net on other hosts") and says in each.text and each.witness
+            for each in found
+        ), (element, [each.text for each in found])
+        nft.run(f"delete element {command}")
+        assert prove(cloud, host, prover) == []

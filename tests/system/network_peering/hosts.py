@@ -11,9 +11,9 @@ import msgspec
 from insula.model.policies import PortMatch
 from insula.network.intent import ConsumedService, PeeringIntent, PeerPort, ProvidedService, TenantIntent
 from insula.network.linux.state import addresses
-from insula.network.proof import Prover
+from insula.network.proof.prover import Prover
 from tests.support.hosts import Cloud, Host
-from tests.system.network_peering.world import INDEX
+from tests.system.network_peering.world import INDEX, LAYOUT
 
 VNIS = {"acme": 9001, "globex": 9002}
 
@@ -99,14 +99,14 @@ class PeeredCloud(Cloud):
 
 
 def spread(places: dict[str, int], **others: Any) -> PeeredCloud:
-    """acme has web on net and db on back; globex has app on net and spy on back; each is on the host that is named."""
+    """The tenants and networks of the layout, with those instances that have a host here."""
     cloud = PeeredCloud(**others)
-    for number, (tenant, names) in enumerate((("acme", ("web", "db")), ("globex", ("app", "spy"))), 1):
+    for tenant in ("acme", "globex"):
         cloud.tenant(tenant)
-        for at, (network, name) in enumerate(zip(("net", "back"), names, strict=True)):
-            cloud.network(tenant, f"10.{number}.{at}.0/24", f"fd00:{number}:{at}::/64", name=network)
-            if name in places:
-                cloud.instance(tenant, name, places[name], network, 9)
+    for tenant, network, subnet, subnet6, name in LAYOUT:
+        cloud.network(tenant, subnet, subnet6, name=network)
+        if name in places:
+            cloud.instance(tenant, name, places[name], network, 9)
     return cloud
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 import pytest
@@ -23,15 +24,10 @@ from tests.support.hosts import Host
 from tests.support.lab import SOON, Instance, eventually, isolated
 from tests.system.network_overlay.test_attacks import IP, IPV6, encapsulated
 from tests.system.network_peering.hosts import VNIS, PeeredCloud, overlapping, serve, spread
-from tests.system.network_peering.world import ICMP, TCP80
+from tests.system.network_peering.world import ICMP, SHORT, TCP80, address, only_its_ports_are_reached
 
-SHORT = 0.3
 UDP = PortMatch(protocol="udp")
 APART, CROSSED = {"web": 1, "app": 2, "db": 1, "spy": 2}, {"web": 1, "app": 2, "db": 2, "spy": 1}
-
-
-def address(instance: Instance, version: int) -> str:
-    return str(instance.port.address6 if version == 6 else instance.port.address)
 
 
 def four(cloud: PeeredCloud) -> list[Instance]:
@@ -43,22 +39,10 @@ def four(cloud: PeeredCloud) -> list[Instance]:
 @isolated
 def test_only_the_ports_of_the_networks_in_it_are_reached(places: dict[str, int], underlay: int) -> None:
     cloud = spread(places, count=2, version=underlay)
-    web, db, app, spy = four(cloud)
-    for instance in (web, db, app, spy):
-        for port in (80, 81):
-            instance.serves(f"{instance.port.instance} {port}", port)
+    web, _, app, _ = four(cloud)
+    peer = partial(cloud.peer, acme=(["net"], [TCP80, ICMP, UDP]), globex=(["net"], []))
+    only_its_ports_are_reached(four(cloud), peer)
     for version in (4, 6):
-        assert not app.pings(address(web, version), SHORT), "before there is a peering"
-    cloud.peer(acme=(["net"], [TCP80, ICMP, UDP]), globex=(["net"], []))
-    for version in (4, 6):
-        assert app.pings(address(web, version))
-        assert app.connects(address(web, version), 80) == "web 80"
-        assert app.connects(address(web, version), 81, SHORT) == ""
-        assert web.connects(address(app, version), 80, SHORT) == "", "globex allows nothing"
-        assert not web.pings(address(app, version), SHORT)
-        for outsider in (spy, db):
-            assert not outsider.pings(address(web if outsider is spy else app, version), SHORT)
-        assert not app.pings(address(db, version), SHORT), "another network of acme"
         assert echoes(app, web, version)
     assert cloud.drift() == []
 

@@ -44,7 +44,8 @@ def serve(cloud: Lab, *, there: bool = True) -> None:
             consumes=[consumed] if there and tenant == "globex" else [],
             provides=[provided] if there and tenant == "acme" else [],
         )
-        cloud.apply(tenant, peerings=[peering])
+        cloud.others[tenant] = {"peerings": [peering]}
+        cloud.apply(tenant)
 
 
 def talk(client: Instance, address: str, port: int = 80, timeout: float = SOON) -> str:

@@ -32,7 +32,7 @@ from insula.network.linux.policy import chains, elements
 from insula.network.linux.policy.compiler import MAX_PAIRS, Compiler, members_of
 from insula.network.linux.policy.operator import compile_operator
 from insula.network.linux.policy.state import InstalledPolicy
-from insula.network.policy_model import is_inside, judge
+from insula.network.reference.policy_model import is_inside, judge
 from tests.support import policies
 
 TABLE = "t"

@@ -113,9 +113,12 @@ PATHS: dict[Callable[[Client, World, Spec], None], str] = {
 }
 """Each path, with its route."""
 NO_OPTIONS = {"update", "rename", "plug", "unplug", "publish", "stop", "kill", "pause", "unpause", "remove", "detach",
-              "exec", "exec_detached", "archive_get", "archive_put", "export", "bind", "unbind",
-              "create_service_account", "remove_service_account", "create_network", "remove_network"}  # fmt: skip
-"""Routes that change something of a tenant, and neither store options nor start what was stored."""
+              "exec", "exec_detached", "vnc", "archive_get", "archive_put", "export", "bind", "unbind",
+              "create_service_account", "remove_service_account", "create_network", "remove_network",
+              "create_snapshot", "remove_snapshot", "restore_snapshot", "fork", "create_ticket", "migrate",
+              "add_disk", "remove_disk"}  # fmt: skip
+"""Routes that change something of a tenant, and neither store options nor start what was stored; or of virtual machines
+alone, whose options take no permission."""
 
 
 @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -169,6 +172,7 @@ WRITERS = {
     "control/instances/lifecycle.py: start_anew",  # after a boot, by its restart policy
     "control/instances/loading.py: _take",  # as it was, with the name of its host
     "control/instances/renaming.py: _commit",
+    "control/instances/migrating.py: _committed",  # as it was, of which host it is
     "control/instances/verbs.py: attempt",  # start, restart, reconfigure, which admit; stop, pause, unpause, remove
 }
 

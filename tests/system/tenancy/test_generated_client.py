@@ -21,7 +21,10 @@ from tests.system.tenancy.conftest import Houses, People
 from tests.system.tenancy.http import exchange
 
 NAME = "generated_client"
-STREAMS = ("application/x-tar", "application/vnd.insula.frames", "application/x-ndjson", "application/yaml")
+STREAMS = (
+    *("application/x-tar", "application/vnd.insula.frames", "application/x-ndjson", "application/yaml"),
+    "image/png",
+)
 
 
 class Generated:

@@ -1,0 +1,113 @@
+"""CDs of machines: an installation from an ISO image, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from insula.machine.disk import firmware
+from tests.support.cli import Cli
+from tests.support.daemon import Daemon
+from tests.support.small_iso import BLOCK, iso
+from tests.support.small_systems import bios_disk
+from tests.support.wait import until
+from tests.system.machine.test_disk_images import LONG, imported, started, status
+
+
+@pytest.mark.parametrize("devices", ["para", "full"])
+def test_a_system_is_installed_from_a_cd(cli: Cli, tmp_path: Path, daemon: Daemon, devices: str) -> None:
+    """The disk is empty at first, so the CD is booted; the next start is from the disk, with the CD in its drive."""
+    image = imported(cli, tmp_path, iso(uefi=True), "installer", "--devices", devices, file="small.iso")
+    assert image["disk"]["media"] == "cdrom" and image["disk"]["firmware"] == "bios"
+    assert "cdrom" in cli.ok("image", "ls")
+    imported(cli, tmp_path, bios_disk(), "disk", "--devices", devices)
+    stored = daemon.root / "images/disks" / image["disk"]["digest"].removeprefix("sha256:")
+    assert stored.read_bytes() == iso(uefi=True)
+
+    cli.ok("run", "-d", "-i", "--vm", "--name", "vm", "--disk", "8m", "--network", "none", "installer", timeout=LONG)
+    until(lambda: "installed" in cli.ok("logs", "vm"), "it is installed", LONG)
+    assert "mark" not in cli.ok("logs", "vm"), "the disk was empty"
+    with cli.terminal("attach", "vm") as console:
+        console.type("\n")
+        console.expect("small system", LONG)
+        console.expect("mark A", LONG)
+        console.expect(f"sectors {(8 << 20) // 512:08x}", LONG)
+        console.expect("ready", LONG)
+    cli.ok("stop", "-t", "60", "vm", timeout=LONG)
+    assert status(cli, "vm")["exit"]["exit_status"] == 0
+    cli.ok("start", "vm", timeout=LONG)
+    until(lambda: "mark B" in cli.ok("logs", "vm"), "it boots from the disk", LONG)
+    assert cli.ok("logs", "vm").count("installer") == 1
+    assert stored.read_bytes() == iso(uefi=True), "the CD is as it was"
+    assert "is used by" in cli.fails("image", "rm", "installer")
+    cli.ok("update", "--cdrom", "none", "vm", timeout=LONG)
+    assert opened(cli, "vm", stored) == [], "it is out of the drive"
+    assert "is used by" in cli.fails("image", "rm", "installer"), "it is the image of the instance still"
+    cli.ok("rm", "-f", "vm")
+    shown = started(cli, "drivers", "disk", "--cdrom", "installer", "--network", "none")
+    assert "mark A" in shown and "installer" not in shown, "the CD is no disk to boot from"
+    assert opened(cli, "drivers", stored) == ["r"], "but it is in the drive, read-only"
+    assert "is used by" in cli.fails("image", "rm", "installer")
+    cli.ok("update", "--cdrom", "none", "drivers", timeout=LONG)
+    cli.ok("update", "--cdrom", "none", "drivers", timeout=LONG)
+    assert opened(cli, "drivers", stored) == [], "it is out, and stays so"
+    cli.ok("image", "rm", "installer")
+    assert not stored.exists()
+    cli.ok("stop", "-t", "0", "drivers", timeout=LONG)
+    boots = cli.ok("logs", "drivers").count("small system")
+    cli.ok("start", "drivers", timeout=LONG)
+    until(lambda: cli.ok("logs", "drivers").count("small system") > boots, "it boots with an empty drive", LONG)
+    assert "no drive" in cli.fails("update", "--cdrom", "none", instance_without(cli))
+    cli.ok("rm", "-f", "drivers", "none")
+    cli.ok("image", "rm", "disk")
+
+
+def instance_without(cli: Cli) -> str:
+    """A machine that has no drive."""
+    cli.ok("run", "-d", "--vm", "--name", "none", "--network", "none", "disk", timeout=LONG)
+    return "none"
+
+
+def opened(cli: Cli, name: str, file: Path) -> list[str]:
+    """How QEMU has a file open: r for reading alone."""
+    [machine] = [each["pid"] for each in cli.json("top", name) if "qemu" in each["command"]]
+    found = []
+    for each in Path(f"/proc/{machine}/fd").iterdir():
+        if each.stat().st_ino == file.stat().st_ino:
+            flags = re.search(r"flags:\s+(\d+)", Path(f"/proc/{machine}/fdinfo/{each.name}").read_text())
+            assert flags
+            found.append("r" if int(flags[1], 8) & 3 == 0 else "w")
+    return sorted({*found})
+
+
+@pytest.mark.skipif(firmware.find() is None, reason="UEFI firmware is not installed: apt install ovmf")
+def test_a_cd_boots_by_uefi(cli: Cli, tmp_path: Path) -> None:
+    image = imported(cli, tmp_path, iso(bios=False, uefi=True), "modern", file="modern.iso")
+    assert image["disk"]["firmware"] == "uefi", "which its boot catalog says"
+    assert "small system by UEFI" in started(cli, "vm", "modern", "--network", "none")
+    cli.ok("rm", "-f", "vm")
+
+
+def test_what_is_no_whole_iso_is_refused(cli: Cli, tmp_path: Path) -> None:
+    whole = iso(data=b"the end")
+    file = tmp_path / "small.iso"
+    hostile = {
+        "cut off": (whole[:-BLOCK], ()),
+        "no ISO": (bios_disk(), ()),
+        "qcow2": (b"QFI\xfb" + whole[4:], ()),
+        "needs": (whole[: 16 * BLOCK + 80] + b"\xff" * 4 + whole[16 * BLOCK + 84 :], ()),
+    }
+    for message, (data, options) in hostile.items():
+        file.write_bytes(data)
+        assert message in cli.fails("image", "import", "--vm", file, "hostile", *options)
+    boots_nowhere = whole[: 17 * BLOCK + 71] + b"\xff" * 4 + whole[17 * BLOCK + 75 :]
+    assert imported(cli, tmp_path, boots_nowhere, "hostile", file="small.iso")["disk"]["firmware"] == "bios"
+    imported(cli, tmp_path, bios_disk(), "small")
+    assert "no CD" in cli.fails("run", "--vm", "--cdrom", "small", "small", status=125)
+    assert "no image" in cli.fails("run", "--vm", "--cdrom", "none", "small", status=125)
+    assert "disk images" in cli.fails("run", "--vm", "--cdrom", "hostile", "busybox", status=125)
+    assert cli.json("ps", "-a") == []
+    for name in ("hostile", "small"):
+        cli.ok("image", "rm", name)
