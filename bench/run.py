@@ -21,6 +21,7 @@ from tests.support.peers import Host, Missing
 SECTIONS = (
     *("launch", "steps", "runtimes", "burst", "scale", "start", "commands", "api", "memory", "network", "ports"),
     *("outside", "overlay", "guarantees", "policy", "verify", "accounting", "revocation", "names", "stalls"),
+    *("machines", "machine_network", "machine_devices", "machine_migration"),
 )
 REPORT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
