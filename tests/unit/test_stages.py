@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.modern import test_inside
-from tests.stages import CHECKOUT, MACHINES, Stage, chains, report
+from tests.stages import CHECKOUT, MACHINES, RUN_ALONE, Stage, alone, chains, report
 from tests.support.wait import until
 
 
@@ -55,6 +55,30 @@ def test_one_whose_machine_hung_is_run_once_more(tmp_path: Path, capsys: pytest.
         assert (len(tried.read_text().split()), made.failed) == (runs, failed)
         assert ("once more" in capsys.readouterr().out) is (runs == 2)
         tried.unlink()
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "again"),
+    [
+        (["FAILED x.py::test_y[a b] - boom - b", "ERROR x.py::test_z"], 1, ["x.py::test_y[a b]", "x.py::test_z"]),
+        (["FAILED tests/x.py::test_y - boom", "ERROR tests/x.py::test_y - and its end"], 1, ["tests/x.py::test_y"]),
+        (["ERROR tests/x.py - SyntaxError"], 1, None),
+        (["FAILED tests/x.py::test_y"], 2, None),
+        (["FAILED tests/x.py::test_y"], 0, None),
+        ([], 1, None),
+        ([f"FAILED tests/x.py::test_{i}" for i in range(RUN_ALONE + 1)], 1, None),
+    ],
+)  # fmt: skip
+def test_few_failed_tests_are_run_once_more(lines: list[str], status: int, again: list[str] | None) -> None:
+    made = stage("\n".join([*(f"echo '{line}'" for line in lines), f"exit {status}"]))
+    made.run()
+    passed = stage("exit 0")
+    passed.run()
+    found = alone([passed, made], ["--option"])
+    assert (found.command[3:] if found else None) == ([*again, "--option"] if again else None)
+    failed = stage("exit 1")
+    failed.run()
+    assert alone([made, failed], []) is None  # something else failed as well
 
 
 def test_one_that_hangs_is_killed_and_has_failed() -> None:
