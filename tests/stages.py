@@ -250,7 +250,7 @@ def main(options: list[str]) -> int:
         again.run()
     print(report(stages, time.monotonic() - begun), flush=True)
     if again and again.status == 0:
-        print("the tests above that FAILED under load have passed alone: defects, but no failure of this run", flush=True)
+        print("what FAILED above has passed alone: a defect, but no failure of this run", flush=True)
         return 0
     return int(any(stage.failed or stage.status is None for stage in stages))
 

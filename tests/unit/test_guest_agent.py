@@ -116,7 +116,7 @@ def test_one_that_does_not_answer_is_left_alone(what: str, guests: Callable[...,
     assert "error" in guest.command(seconds=0.3)
     asked = len(guest.asked)
     guest.answer = honest
-    assert guest.command() == {"error": "there is no agent"}, "for a while"
+    assert guest.command() == {"error": "the agent does not answer"}, "for a while"
     assert len(guest.asked) == asked
     guest.agent.insist("guest-fsfreeze-thaw", lambda _: None)
     until(lambda: guest.turn() and "guest-fsfreeze-thaw" in guest.asked, "but it is told to thaw", 60.0, 0.0)
