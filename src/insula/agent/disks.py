@@ -2,11 +2,15 @@
 
 A disk is mounted in the agent's own root first, as /disks/NAME. The config of the first program binds it from there.
 Programs that run already are in other mount namespaces, in which a process of the agent's mounts it.
+
+One that is not to be mounted is a device node in the /dev of the programs, which is made in the same two ways.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 
 from insula.kernel import mounts, syscalls
 from insula.machine import protocol
@@ -14,10 +18,13 @@ from insula.machine import protocol
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 _BLOCKS = "/sys/block"
 _ENODEV = 19
+_BY_ID = "/dev/disk/by-id/virtio-"
+"""The paths of disks begin with it, as those that udev makes."""
+_MODE = 0o660
 
 
 def find(name: str) -> str:
@@ -72,6 +79,35 @@ def hide(path: str, program: int) -> None:
             syscalls.umount2(path, syscalls.UMOUNT_NOFOLLOW)
 
     _as(program, work)
+
+
+def node(name: str) -> dict[str, Any]:
+    """The device node of a disk, as an entry of `linux.devices` (OCI runtime-spec). OSError."""
+    found = os.stat(find(name)).st_rdev
+    numbers = {"major": os.major(found), "minor": os.minor(found)}
+    return {"path": _BY_ID + name, "type": "b", **numbers, "fileMode": _MODE, "uid": 0, "gid": 0}
+
+
+def make_node(name: str, program: int) -> None:
+    """Make the device node of a disk where the program with this PID sees it, in place of an older one. OSError."""
+    device = os.stat(find(name)).st_rdev
+
+    def work() -> None:
+        os.makedirs(os.path.dirname(_BY_ID), 0o755, exist_ok=True)
+        _remove(_BY_ID + name)
+        os.mknod(_BY_ID + name, stat.S_IFBLK | _MODE, device)
+
+    _as(program, work)
+
+
+def remove_node(name: str, program: int) -> None:
+    """Undo that. OSError."""
+    _as(program, lambda: _remove(_BY_ID + name))
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _as(program: int, work: Callable[[], object]) -> None:

@@ -38,6 +38,7 @@ class Agent:
         self.configured: network.Configured | None = None
         self.warm: warm.WarmProcess | None = None
         self.mounted: dict[str, str] = {}  # where further disks are, by their names
+        self.bare: set[str] = set()  # the names of those that are not to be mounted
         self.root = -1  # stays open: else the end of the program would wait until it is unmounted, and all is written
         self.group = Cgroup(_GROUP)
         channel.on_full = lambda: loop.watch(channel.fd, self._on_channel, select.EPOLLIN | select.EPOLLOUT)
@@ -104,7 +105,10 @@ class Agent:
                 if request.get("hold"):
                     programs.hold(self.root, self.first)
                     return None
-                programs.start(request["config"], self.root, self.group, self.first, self.warm)
+                config = request["config"]
+                if self.bare:
+                    config["linux"]["devices"] = [*config["linux"].get("devices", []), *map(disks.node, self.bare)]
+                programs.start(config, self.root, self.group, self.first, self.warm)
                 self.warm = None
             case "exec" if self.first:
                 programs.execute(request["process"], self.first, self.group, self._program(session))
@@ -220,9 +224,12 @@ class Agent:
         self.loop.watch(pidfd, ended)
 
     def _mount(self, disk: str, path: str | None) -> None:
-        """Find a disk, and mount it at a path, if it is to be: also for programs that run. OSError."""
+        """Find a disk, and mount it at a path, or make its device node: also for programs that run. OSError."""
         disks.find(disk)
         if path is None:
+            self.bare.add(disk)
+            if self.first and self.first.pid:
+                disks.make_node(disk, self.first.pid)
             return
         disks.mount(disk)
         self.mounted[disk] = path
@@ -230,7 +237,11 @@ class Agent:
             disks.show(disk, path, self.first.pid)
 
     def _unmount(self, disk: str) -> None:
-        """Unmount a disk. EBUSY if a program uses it; then it is mounted as before."""
+        """Unmount a disk. EBUSY if a program uses it; then it is mounted as before. Or remove its device node."""
+        if disk in self.bare:
+            self.bare.remove(disk)
+            if self.first and self.first.pid:
+                disks.remove_node(disk, self.first.pid)
         if path := self.mounted.get(disk):
             if self.first and self.first.pid:
                 disks.hide(path, self.first.pid)

@@ -22,6 +22,7 @@ from tests.support.daemon import Daemon
 from tests.support.guests import Guest, Guests
 from tests.support.wait import until
 
+BARE = "/dev/disk/by-id/virtio-bare"
 LONG = 300.0
 MAC = "02:00:00:00:00:02"
 NETWORK = Network(tenant="t", name="n", index=1, subnet="10.8.0.0/24", gateway="10.8.0.1", mtu=1450, vni=1, created=0)
@@ -171,6 +172,7 @@ def test_disks_come_and_go(cli: Cli, daemon: Daemon) -> None:
     assert 150 < size < 200 and cli.ok("exec", "vm", "ls", "/data").split() == ["file", "lost+found"]
     cli.ok("disk", "add", "--size", "64m", "vm", "bare", timeout=LONG)
     assert cli.ok("exec", "vm", "cat", "/sys/block/vdd/serial", "/sys/block/vdd/size") in ("bare131072", "bare\n131072")
+    cli.ok("exec", "vm", "sh", "-c", f"echo of the bare one > {BARE}; sync")
     assert [each["name"] for each in cli.json("disk", "ls", "vm")] == ["data", "bare"]
     assert [each.name for each in sorted(files.glob("*/disks/*"))] == ["bare", "data"]
 
@@ -181,12 +183,14 @@ def test_disks_come_and_go(cli: Cli, daemon: Daemon) -> None:
     assert "in use" in cli.fails("disk", "rm", "vm", "data")
     assert cli.ok("exec", "vm", "cat", "/data/file") == "kept"
     assert "further disks" in cli.fails("snapshot", "create", "vm", "none")
-    cli.ok("disk", "rm", "vm", "bare", timeout=LONG)
-    assert "vdd" not in cli.ok("exec", "vm", "ls", "/sys/block") and not list(files.glob("*/disks/bare"))
 
     cli.ok("stop", "-t", "0", "vm")
     cli.ok("start", "vm", timeout=LONG)
     assert cli.ok("exec", "vm", "cat", "/data/file") == "kept"
+    assert cli.ok("exec", "vm", "head", "-n", "1", BARE) == "of the bare one"
+    cli.ok("disk", "rm", "vm", "bare", timeout=LONG)
+    assert cli.ok("exec", "vm", "ls", "/dev/disk/by-id") == ""
+    assert "vdd" not in cli.ok("exec", "vm", "ls", "/sys/block") and not list(files.glob("*/disks/bare"))
     cli.ok("disk", "rm", "vm", "data", timeout=LONG)
     assert cli.ok("exec", "vm", "ls", "/data") == "" and not list(files.glob("*/disks/data"))
     for refused in (("vm", "disk"), ("vm", "x" * 21), ("vm", "a/b"), ("nobody", "a")):
