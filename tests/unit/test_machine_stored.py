@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from insula.control.instances.drivers.machine import snapshots, stored
+from insula.control.instances.drivers.machine import stored
+from insula.control.instances.drivers.machine.fits import check_fits
 from insula.control.instances.drivers.machine.stored import StoredMachine
 from insula.kernel import copies
 from insula.model.errors import Conflict, Failed
@@ -71,7 +72,7 @@ def test_what_is_not_durable_counts_for_one_boot_of_the_host(tmp_path: Path, mon
 
 def test_links_are_the_same_files_and_outlive_the_first(tmp_path: Path) -> None:
     one = moment(tmp_path / "one")
-    stored.link(one, tmp_path / "two")
+    stored.link(one, stored.read(one), tmp_path / "two")
     stored.copy(one / "disk", tmp_path / "copy")
     with (tmp_path / "copy").open("ab") as file:
         file.write(b" that has changed")
@@ -111,13 +112,13 @@ def spec(memory: int = 256, cpus: float | None = None, networks: int = 1) -> Ins
 def test_a_machine_goes_on_with_what_it_had() -> None:
     files = {name: stored.FileMark(size=1, written=1) for name in ("memory", "state")}
     of = StoredMachine(memory=256, cpus=1, interfaces=1, slots=[1], files=files)
-    snapshots.check_fits(spec(), of)
+    check_fits(spec(), of)
     for other, what in ((spec(memory=512), "512M"), (spec(networks=2), "2"), (spec(networks=0), "0")):
         with pytest.raises(Conflict, match=what):
-            snapshots.check_fits(other, of)
+            check_fits(other, of)
     with pytest.raises(Conflict, match="earlier version"):
-        snapshots.check_fits(spec(), StoredMachine(memory=256, cpus=1, interfaces=1, files=files))
-    snapshots.check_fits(spec(memory=512, networks=2), StoredMachine(memory=256, cpus=1, interfaces=1))  # its disk
+        check_fits(spec(), StoredMachine(memory=256, cpus=1, interfaces=1, files=files))
+    check_fits(spec(memory=512, networks=2), StoredMachine(memory=256, cpus=1, interfaces=1))  # its disk
     del files["state"]
     with pytest.raises(Conflict, match="earlier version"):
-        snapshots.check_fits(spec(), of)
+        check_fits(spec(), of)

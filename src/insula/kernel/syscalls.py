@@ -105,6 +105,8 @@ SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
 
 CLOSE_RANGE_CLOEXEC: Final = 4
 
+RENAME_EXCHANGE: Final = 1 << 1
+
 RB_AUTOBOOT: Final = 0x01234567
 RB_POWER_OFF: Final = 0x4321FEDC
 KEYCTL_JOIN_SESSION_KEYRING: Final = 1
@@ -124,6 +126,7 @@ _OLD: Final = {
         "setresuid": 117,
         "finit_module": 313,
         "reboot": 169,
+        "renameat2": 316,
     },
     "aarch64": {
         "mount": 40,
@@ -138,6 +141,7 @@ _OLD: Final = {
         "setresuid": 147,
         "finit_module": 273,
         "reboot": 142,
+        "renameat2": 276,
     },
 }
 _NR: Final = {
@@ -378,6 +382,11 @@ _OPEN_HOW = struct.Struct("3Q")
 
 
 _ATTEMPTS = 1000
+
+
+def exchange(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: have each of two names be of what the other one was of, in one step."""
+    _call("renameat2", AT_FDCWD, _path(one), AT_FDCWD, _path(other), RENAME_EXCHANGE, on=os.fspath(one))
 
 
 def reboot(command: int) -> None:

@@ -27,7 +27,7 @@ from insula.control.instances.snapshots import Snapshots
 from insula.control.instances.verbs import view
 from insula.control.keys import INSTANCES
 from insula.model import rules
-from insula.model.errors import InsulaError, Invalid
+from insula.model.errors import Conflict, InsulaError, Invalid
 from insula.model.objects import Instance, InstanceSpec, InstanceStatus, NetworkAttachment, Tenant
 from insula.model.snapshots import ForkSpec
 from insula.model.views import InstanceView
@@ -72,14 +72,17 @@ class Forking:
         self, by: Authority, managed: ManagedInstance, files: SnapshotFiles, copies: int
     ) -> Sequence[ManagedInstance]:
         """Commit the copies, which are not started yet; none after an error."""
-        made, taken = await files.take_for_copies(managed.instance)
+        instance = managed.instance
+        made, taken = await files.take_for_copies(instance)
         admitted: list[Admitted] = []
         try:
+            if managed.instance.spec != instance.spec:  # the copies would not be what their spec says
+                raise Conflict(f"instance {instance.name} was changed meanwhile", "try again")
             of = Found(managed.instance, managed.revision)
-            for name in await self._names(managed.instance, copies):
-                place = partial(self._place, files, managed.instance, made)
+            for name in await self._names(instance, copies):
+                place = partial(self._place, files, instance, made)
                 admitting = self.instances.controller.admitting
-                spec = _spec(managed.instance, name)
+                spec = _spec(instance, name)
                 admitted.append(await self.instances.admission.admit_copy(by, spec, of, place, admitting=admitting))
         except BaseException:
             for each in admitted:
@@ -87,7 +90,7 @@ class Forking:
             raise
         finally:
             with contextlib.suppress(OSError):  # the next start of the daemon does it
-                await files.remove_copies(managed.instance.id, made)
+                await files.remove_copies(instance.id, made)
         recorder = self.instances.controller.recorder
         recorder.record(managed, "forked", copies=copies, stopped=round(taken.stopped, 6))
         return [_managed(each) for each in admitted]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from insula.machine.qemu import devices
+from insula.machine.qemu.devices import HotPlugBus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 
 class GuestDisk(NamedTuple):
-    """A disk, as an open descriptor. `serial` is how the guest tells it from others."""
+    """A disk, as an open descriptor. `serial` is how the guest tells it from others. A further disk has a slot
+    (devices.py)."""
 
     serial: str
     fd: int
     read_only: bool = False
+    slot: int = 0
 
 
 class GuestInterface(NamedTuple):
@@ -55,6 +58,7 @@ class MachineConfig(NamedTuple):
     """A machine with the agent, and para-virtualized devices.
 
     `memory` is in MiB, and so are `modules`, those that were plugged in, as `plugged` processors beside `cpus` were.
+    `further` disks were plugged in too, unlike `disks`.
     `memory_fd` is a file with the memory: a template writes it (`shared`), a clone maps a copy of its pages on demand.
     `agent`, `qmp` and `console` are sockets, or -1. `state` is a descriptor of one to load: then it waits to be told
     so, as one that is `arriving` from another host does, which stands still then. `machine` is the type of machine
@@ -68,6 +72,7 @@ class MachineConfig(NamedTuple):
     qmp: int
     cpus: int = 1
     disks: Sequence[GuestDisk] = ()
+    further: Sequence[GuestDisk] = ()
     interfaces: Sequence[GuestInterface] = ()
     memory_fd: int = -1
     shared: bool = False
@@ -95,6 +100,7 @@ def arguments(config: MachineConfig, program: str = "/usr/bin/qemu-system-x86_64
         *("-device", "virtio-rng-pci", "-device", devices.words(devices.bridge())),
         *(each for number, disk in enumerate(config.disks) for each in _disk(number, disk)),
         *(each for interface in config.interfaces for each in _interface(interface)),
+        *(each for disk in config.further for each in further_disk(disk, devices.BUS)),
         *(("-incoming", "defer") if config.state >= 0 or config.arriving else ()),
         *(("-S",) if config.arriving else ()),
     ]
@@ -103,7 +109,8 @@ def arguments(config: MachineConfig, program: str = "/usr/bin/qemu-system-x86_64
 def descriptors(config: MachineConfig) -> list[int]:
     """All descriptors that QEMU inherits."""
     sockets = [config.agent, config.qmp, config.console, config.memory_fd, config.state]
-    found = [*sockets, *(disk.fd for disk in config.disks), *(each.fd for each in config.interfaces)]
+    disks = [*config.disks, *config.further]
+    found = [*sockets, *(disk.fd for disk in disks), *(each.fd for each in config.interfaces)]
     return [fd for fd in found if fd >= 0]
 
 
@@ -160,6 +167,17 @@ def _disk(number: int, disk: GuestDisk) -> Iterator[str]:
     yield from ("-blockdev", f"driver=file,filename=/dev/fdset/{number},node-name=file{number},locking=off{access}")
     yield from ("-blockdev", f"driver=raw,file=file{number},node-name=disk{number}{access}")
     yield from ("-device", f"virtio-blk-pci,drive=disk{number},id=disk{number},serial={disk.serial}")
+
+
+def further_disk(disk: GuestDisk, bus: HotPlugBus) -> Iterator[str]:
+    """The words for a further disk, which are those for one that comes while the machine runs
+    (`insula.machine.shim.disks`): it may go then."""
+    node, number = devices.disk_name(disk.slot), devices.DISK_SET + disk.slot
+    yield from ("-add-fd", f"fd={disk.fd},set={number}")
+    where = f"filename=/dev/fdset/{number},node-name={node}-file,locking=off,discard=unmap"
+    yield from ("-blockdev", f"driver=file,{where}")
+    yield from ("-blockdev", f"driver=raw,file={node}-file,node-name={node},discard=unmap")
+    yield from ("-device", devices.words(bus.disk(disk.slot, disk.serial)))
 
 
 def _interface(interface: GuestInterface) -> Iterator[str]:

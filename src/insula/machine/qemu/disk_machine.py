@@ -13,8 +13,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from insula.machine.qemu import devices
-from insula.machine.qemu.command_line import SANDBOX, AcceleratorName, GuestDisk, GuestInterface, backend, processors
-from insula.machine.qemu.devices import BRIDGE, CD_SET, DISK_SET, HotPlugBus
+from insula.machine.qemu.command_line import (
+    SANDBOX,
+    AcceleratorName,
+    GuestDisk,
+    GuestInterface,
+    backend,
+    further_disk,
+    processors,
+)
+from insula.machine.qemu.devices import BRIDGE, CD_SET, HotPlugBus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,8 +81,11 @@ class DiskMachine(NamedTuple):
 
     @property
     def further_slots(self) -> dict[str, int]:
-        """The slots of further disks by their names; none if they are in none."""
-        return {} if self.full else {each.serial: self.bus.for_disks[at] for at, each in enumerate(self.further)}
+        """The slots of further disks by their names: those that they have been given, or the first ones; 0 for disks
+        that can't come or go, which are in none."""
+        if self.full:
+            return {each.serial: 0 for each in self.further}
+        return {each.serial: each.slot or self.bus.for_disks[at] for at, each in enumerate(self.further)}
 
 
 def arguments(machine: DiskMachine, program: str = "/usr/bin/qemu-system-x86_64") -> list[str]:
@@ -155,10 +166,8 @@ def _disk(number: int, fd: int, name: str, *, full: bool) -> Iterator[str]:
 
 def _further_disk(number: int, disk: GuestDisk, machine: DiskMachine) -> Iterator[str]:
     """One that can be taken out while the machine runs (`insula.machine.shim.disks`), or one of AHCI."""
-    if (slot := machine.further_slots.get(disk.serial)) is not None:
-        node = devices.disk_name(slot)
-        yield from _file(node, disk.fd, number=DISK_SET + slot)
-        yield from ("-device", devices.words(machine.bus.disk(slot, disk.serial)))
+    if slot := machine.further_slots[disk.serial]:
+        yield from further_disk(disk._replace(slot=slot), machine.bus)
         return
     controller, port, node = f"ahci{number // _PORTS}", number % _PORTS, f"further-{number}"
     yield from _file(node, disk.fd)

@@ -61,9 +61,8 @@ class NoAgent:
 
 class DiskMachineShim(Shim):
     """Serves one machine. The plan has `disk_machine`, the generation of its `identity`, its size: `disk`, `memory`
-    and `cpus`, and what comes and goes: the ports of its `network` in its `slots`, the slots of `further` disks by
-    their names, and the `bus` of these. It has so many
-    `drives` for CDs."""
+    and `cpus`, and what comes and goes: the ports of its `network` in its `slots`, `further` disks (disks.py), and the
+    `bus` of these. It has so many `drives` for CDs."""
 
     pressed = False
 
@@ -76,9 +75,8 @@ class DiskMachineShim(Shim):
         self.size = MachineSize(self.qmp, self.plan, "disk")
         self.changes = MachineChanges(NoAgent(self.loop), self.loop)
         self.slots = Slots(self.qmp, self.loop, self.plan["slots"], HotPlugBus(*self.plan["bus"]))
-        self.slots.disks |= self.plan["further"]
         self.devices = NetworkDevices(self.qmp, self.changes, self.slots, self.plan["network"])
-        self.disks = FurtherDisks(self.qmp, self.changes, self.slots)
+        self.disks = FurtherDisks(self.qmp, self.changes, self.slots, self.plan["further"])
         if self.plan["state"] >= 0:
             load(self.qmp, self.plan["state"])
             set_time(self.guest, lambda: None)

@@ -25,9 +25,25 @@ _UNMOUNTS = 15.0
 class FurtherDisks:
     """The further disks of a machine, by their names in `slots`, and where they are mounted."""
 
-    def __init__(self, qmp: Qmp, changes: MachineChanges, slots: Slots) -> None:
+    def __init__(
+        self, qmp: Qmp, changes: MachineChanges, slots: Slots, at_start: dict[str, tuple[int, str | None]]
+    ) -> None:
+        """`at_start` has the disks that QEMU was started with: the slot of each, 0 if it can't go while the machine
+        runs, and where it is mounted."""
         self._qmp, self._changes, self._slots = qmp, changes, slots
         self._mounts: dict[str, str | None] = {}
+        self._fixed: list[str] = []
+        for name, (slot, mount) in at_start.items():
+            self._mounts[name] = mount
+            if slot:
+                slots.disks[name] = slot
+            else:
+                self._fixed.append(name)
+
+    @property
+    def there(self) -> dict[str, int]:
+        """The slots of all disks by their names; 0 for those that can't go."""
+        return {**dict.fromkeys(self._fixed, 0), **self._slots.disks}
 
     def insert(self, name: str, mount: str | None, file: int) -> None:
         """Put a disk into a free slot. QmpError."""
@@ -51,15 +67,22 @@ class FurtherDisks:
         self._slots.disks[name], self._mounts[name] = slot, mount
 
     def forget_gone(self) -> None:
-        """Close the files of disks that the guest has let go of by itself. QmpError."""
+        """Close the files of disks that the guest has let go of by itself. QmpError; also if there is a disk which QEMU
+        took, and answered that too late: nobody knows what it is."""
         with self._qmp.within(ANSWERS):
             found = self._slots.present()
             for name, slot in list(self._slots.disks.items()):
                 if devices.disk_name(slot) not in found:
                     self._forget(name)
+        known = {devices.disk_name(slot) for slot in self._slots.disks.values()}
+        if found.intersection(map(devices.disk_name, self._slots.bus.slots)) - known:
+            raise QmpError("it has a disk that QEMU has answered too late for, until its next start")
 
     def attach(self, name: str, mount: str | None, file: int, done: Done) -> None:
         """Insert a disk, and have the agent find and mount it; `done` gets an answer, with `error` if that failed."""
+        if name in self._fixed:
+            done({})
+            return
         try:
             self.insert(name, mount, file)
         except QmpError as error:
@@ -74,6 +97,9 @@ class FurtherDisks:
 
     def detach(self, name: str, done: Done) -> None:
         """Have the agent unmount a disk, and the guest let go of it."""
+        if name in self._fixed:
+            done({"error": "it can't let go of the disk while it runs"})
+            return
         if name not in self._slots.disks:
             done({})
             return

@@ -42,9 +42,10 @@ _OFF = 10.0
 
 class Shim:
     """Serves one machine. The plan has `identity`, `network` and `program` for the agent, the size of its `disk`, its
-    `memory` with `modules`, and `cpus`, the ports in its `slots` and those whose devices are `inserted`, and whether
-    the disk is to `remove` when the program has ended. With `resumed` the machine goes on from a snapshot, and its
-    program with it. With `arriving` it comes from another host (arrival.py)."""
+    `memory` with `modules`, and `cpus`, the ports in its `slots` and those whose devices are `inserted`, its `further`
+    disks (disks.py) and the `disks` that are to be inserted, and whether the disk is to `remove` when the program has
+    ended. With `resumed` the machine goes on from a snapshot, and its program with it. With `arriving` it comes from
+    another host (arrival.py)."""
 
     off = _OFF
 
@@ -78,7 +79,7 @@ class Shim:
         self.qmp = self.monitor()
         self.slots = Slots(self.qmp, self.loop, self.plan["slots"])
         self.devices = NetworkDevices(self.qmp, self.changes, self.slots, self.plan["network"])
-        self.disks = FurtherDisks(self.qmp, self.changes, self.slots)
+        self.disks = FurtherDisks(self.qmp, self.changes, self.slots, self.plan.get("further", {}))
         self.size = self.growing = GrowingMachine(self.qmp, self.plan, "disk1", self.changes)
         self.readiness.did("qemu")
         if self.plan.get("arriving"):

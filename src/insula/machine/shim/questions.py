@@ -117,7 +117,10 @@ class Questions:
     def _hold(self, message: ShimMessage, *, stop: bool) -> None:
         if self._is_busy:
             raise RefusedQuestion(_BUSY)
-        shim, memory = self._shim, message.take()
+        shim = self._shim
+        if stop:
+            shim.disks.forget_gone()
+        memory = message.take()
         self._moment = StandStill(
             message.connection,
             memory,
@@ -151,7 +154,7 @@ class Questions:
         if slots.disks and not self._is_busy:
             with contextlib.suppress(QmpError):
                 self._shim.disks.forget_gone()
-        message.connection.reply({"ports": [*slots.ports], "disks": [*slots.disks]})
+        message.connection.reply({"ports": [*slots.ports], "disks": [*self._shim.disks.there]})
 
     def _plug(self, message: ShimMessage) -> None:
         """Plug in a network device for a `port`, whose tap is the descriptor, and have the `network` with it
@@ -190,7 +193,8 @@ class Questions:
 
     def _has(self) -> dict[str, Any]:
         """What another machine must have that goes on in its place."""
-        return {**self._shim.size.described(), "slots": self._shim.devices.taken()}
+        shim = self._shim
+        return {**shim.size.described(), "slots": shim.devices.taken(), "disks": shim.disks.there}
 
     # -- migration -------------------------------------------------------------------------------------------------
 

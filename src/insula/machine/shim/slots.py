@@ -45,9 +45,9 @@ class Slots:
         return {*self.ports.values(), *self.disks.values(), *self.others}
 
     def in_order(self, ports: Iterable[int]) -> list[int]:
-        """The slots that are taken: first those of these ports, in this order."""
+        """The slots that network devices have: first those of these ports, in this order."""
         first = [self.ports[port] for port in ports if port in self.ports]
-        return [*first, *sorted(self.taken.difference(first))]
+        return [*first, *sorted({*self.ports.values(), *self.others}.difference(first))]
 
     def free(self, wished: Sequence[int]) -> int:
         """A slot without a device: one that is wished, or another. QmpError if there is none."""

@@ -11,6 +11,7 @@ shim.py      what the shim is asked
 snapshots.py snapshots, and copies of machines that run
 taking.py    how they are made
 stored.py    a machine at one moment, as files
+fits.py      whether a machine can go back to it
 memory.py    the memory of a moment, which machines share
 moment.py    what is done while a machine stands still
 migration.py machines that move to another host, or come from one

@@ -54,8 +54,8 @@ class DiskImageDriver(MachineDriver):
     ) -> None:
         super().__init__(settings, images, disk, runtime)
         self.requests = DiskImageRequests(settings, images, disk)
-        self.snapshots = DiskImageSnapshots(self.requests, runtime.netns)
         self.installation = installation
+        self.snapshots = DiskImageSnapshots(self.requests, runtime.netns, installation.blank)
         self.files: DiskImageFiles = DiskImageFiles(
             self.requests, images, installation, self.snapshots, self.migrations
         )

@@ -45,7 +45,7 @@ class DiskImageFiles(StartFiles):
         """Open CDs, UEFI firmware, the disk, the seed, and the memory of the moment that the machine goes on from. That
         is returned beside the descriptors by name, which `opened` closes."""
         disk, of = self._requests.disk(instance.id), disk_of(instance)
-        before = self._lock(disk, instance, opened) if disk.exists() else None  # before anything is done to it
+        before = self._lock_all(instance, opened)
         resumed = self._snapshots.begin(instance, cold=instance.cold_start == instance.starts)
         given = self._cdroms(of, image, opened)
         _make_disk(of, image, disk)  # it is there, unless somebody has removed it
@@ -60,7 +60,7 @@ class DiskImageFiles(StartFiles):
             written.append(stored.VARIABLES)
         for name in written:
             given[name] = self._lock(disk.with_name(name), instance, opened)
-        given |= self._further_disks(instance, opened)
+        given |= self._further_disks(instance, opened, before)
         if resumed:
             given |= self._moment(instance, opened)
         return given, resumed

@@ -63,6 +63,9 @@ class DiskImageRequests(MachineRequests):
     ) -> int:
         """A descriptor of the plan (`insula.machine.shim.disk_machine`)."""
         of, resumed, disk = start.descriptors, start.resumed, disk_of(instance)
+        further = [(each.name, 0) for each in disks_of(instance.spec)]
+        if resumed:
+            further = [(each.disk.name, each.slot) for each in resumed.further]
         machine = DiskMachine(
             **size(instance.spec)._asdict(),
             disk=of["disk"],
@@ -78,7 +81,7 @@ class DiskImageRequests(MachineRequests):
             accelerator=start.accelerator,
             cdroms=[number for name, number in of.items() if name.startswith(CDROM)] or [-1] * disk.drives,
             boots_cdrom=disk.media == "cdrom" and not disk.ejected,
-            further=[GuestDisk(each.name, of[FURTHER + each.name]) for each in disks_of(instance.spec)],
+            further=[GuestDisk(name, of[FURTHER + name], slot=slot) for name, slot in further],
         )
         ports = instance.plugged
         slots = resumed.slots if resumed else [machine.bus.first + network.number(port) for port in ports]
@@ -96,7 +99,7 @@ class DiskImageRequests(MachineRequests):
             "state": of.get("state", -1),
             "network": network.plan(ports, networks),
             "slots": [*zip(slots, [*(port.index for port in ports), *([None] * len(slots))], strict=False)],
-            "further": machine.further_slots,
+            "further": {name: (slot, None) for name, slot in machine.further_slots.items()},
             "bus": machine.bus,
             "drives": disk.drives,
             "identity": {"generation": start.generation},

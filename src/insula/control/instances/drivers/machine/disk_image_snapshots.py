@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from insula.control.instances.drivers.machine import stored
 from insula.control.instances.drivers.machine.snapshots import MachineSnapshots
-from insula.control.instances.drivers.machine.stored import DISK, VARIABLES
 from insula.control.workers import in_thread
 from insula.model.objects import Instance, Tenant
 
@@ -23,10 +22,11 @@ class DiskImageSnapshots(MachineSnapshots):
         source = self._place(instance.id, "copies", copies)
 
         def place() -> None:
-            directory = self._requests.directory(child_id)
-            directory.make(tenant.id_base)
-            for name in (VARIABLES, DISK):
-                if (source / name).exists():
-                    stored.copy(source / name, directory.layer / name)
+            record = stored.read(source)
+            self._requests.directory(child_id).make(tenant.id_base)
+            for name, path in self._places(child_id, [each.disk for each in record.further]).items():
+                if name in record.files:
+                    path.parent.mkdir(mode=0o700, exist_ok=True)
+                    stored.copy(source / name, path)
 
         await in_thread(None, place)

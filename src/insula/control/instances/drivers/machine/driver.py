@@ -64,7 +64,7 @@ class MachineDriver(ContainerDriver):
         self.requests: MachineRequests = MachineRequests(settings, images, disk)
         self._machines = settings.machines
         self.installation = installation(settings)
-        self.snapshots: MachineSnapshots = MachineSnapshots(self.requests, runtime.netns)
+        self.snapshots: MachineSnapshots = MachineSnapshots(self.requests, runtime.netns, self.installation.blank)
         self.migrations: MachineMigrations = MachineMigrations(self._directory, self.requests.disk, runtime.netns)
         self.files = StartFiles(self.requests, images, self.installation, self.snapshots, self.migrations)
         self._holder = MachineHolder(runtime, self.requests, self.files, self.installation, self._spawn)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from insula.control.instances.drivers.machine import disk, moving
-from insula.control.instances.drivers.machine.moment import MachineDevices
+from insula.control.instances.drivers.machine.moment import MachineDevices, devices_of
 from insula.control.instances.drivers.machine.relay import STALL
 from insula.control.instances.drivers.machine.shim import ask
 from insula.control.instances.drivers.machine.sizes import LEAST, MOST
@@ -55,13 +55,8 @@ class MachineMigrations:
             what = f"instance {instance.name} does not tell what it is"
             raise Failed(what, "if an older Insula has started it, restart it; else try again")
         shown = {name: str(found.get(name))[:100] for name in ("qemu", "machine", "accelerator", "processor")}
-        try:
-            has = msgspec.convert({name: found.get(name) for name in MachineDevices.__struct_fields__}, MachineDevices)
-        except msgspec.ValidationError:
-            raise Failed("the machine answers with what is no answer") from None
         disk = (await asyncio.to_thread(self._disk(instance.id).stat)).st_size
-        facts: dict[str, Any] = {**shown, **msgspec.structs.asdict(has)}
-        return MachineFacts(**facts, disk=disk)
+        return MachineFacts(**shown, **devices_of(found).without_disks(), disk=disk)
 
     async def leave(self, instance: Instance, target: MigrationTarget, link: HostLink) -> None:
         record = self._leaving(instance.id)
@@ -113,8 +108,7 @@ class MachineMigrations:
             raise Conflict(f"the machine is of type {facts.machine}, which has no version", "restart it, and try again")
         memory, cpus = facts.memory + sum(facts.modules), facts.cpus + facts.plugged
         try:
-            devices = {name: getattr(facts, name) for name in MachineDevices.__struct_fields__}
-            msgspec.convert(devices, MachineDevices)
+            msgspec.convert({name: getattr(facts, name) for name in MachineDevices().without_disks()}, MachineDevices)
         except msgspec.ValidationError:
             raise Conflict("the machine has devices that this host has no places for", "use another host") from None
         if not (LEAST <= memory << 20 <= MOST and 0 < cpus <= (os.cpu_count() or 1)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -14,6 +14,7 @@ from insula.control.instances.drivers.machine.shim import Conversation
 from insula.machine.qemu.devices import MODULES, MOST_MEMORY, SLOTS
 from insula.model.errors import Failed, InsulaError
 from insula.model.objects import Struct
+from insula.model.rules import MAX_DISKS
 
 _PATIENCE: Final = 60.0  # seconds until it stands still, and until it goes on
 _SAVING: Final = 600.0
@@ -23,17 +24,35 @@ _HELD: Final = 5.0  # seconds in which programs should be held; else the contain
 
 _Mib = Annotated[int, msgspec.Meta(ge=0, le=MOST_MEMORY)]
 _Slot = Annotated[int, msgspec.Meta(ge=min(SLOTS), le=max(SLOTS))]
+_Disks = dict[str, Annotated[int, msgspec.Meta(ge=0, le=max(SLOTS))]]
 
 
 class MachineDevices(Struct, kw_only=True):
     """What a machine has: MiB of memory, and of modules that were plugged in; processors, and how many were plugged in
-    besides; and slots that have network devices."""
+    besides; slots that have network devices; and the slots of further disks by their names, 0 for those in none."""
 
     memory: _Mib = 0
     modules: Annotated[list[_Mib], msgspec.Meta(max_length=MODULES)] = msgspec.field(default_factory=list)
     cpus: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     plugged: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     slots: Annotated[list[_Slot], msgspec.Meta(max_length=len(SLOTS))] = msgspec.field(default_factory=list)
+    disks: Annotated[_Disks, msgspec.Meta(max_length=MAX_DISKS)] = msgspec.field(default_factory=dict)
+
+    def without_disks(self) -> dict[str, Any]:
+        """The others, by their names."""
+        found = msgspec.structs.asdict(self)
+        del found["disks"]
+        return found
+
+
+def devices_of(answer: Mapping[str, Any]) -> MachineDevices:
+    """What a machine says that it has; one that an earlier Insula has started says nothing of its disks. Failed."""
+    try:
+        return msgspec.convert(
+            {name: answer[name] for name in MachineDevices.__struct_fields__ if name in answer}, MachineDevices
+        )
+    except msgspec.ValidationError:
+        raise Failed("the machine answers with what is no answer") from None
 
 
 class Stood(NamedTuple):
@@ -80,11 +99,8 @@ async def stand_still(
         seconds = await _told(shim, "running", _PATIENCE)
     if not isinstance(seconds, int | float) or not isinstance(kind, dict):
         raise Failed("the machine answers with what is no answer")
-    try:
-        devices = msgspec.convert({name: kind.get(name) for name in MachineDevices.__struct_fields__}, MachineDevices)
-    except msgspec.ValidationError:
-        raise Failed("the machine answers with what is no answer") from None
-    return Stood(float(seconds), str(kind.get("qemu"))[:_SHOWN], str(kind.get("machine"))[:_SHOWN], devices)
+    shown = (str(kind.get(name))[:_SHOWN] for name in ("qemu", "machine"))
+    return Stood(float(seconds), *shown, devices_of(kind))
 
 
 @asynccontextmanager

@@ -121,6 +121,8 @@ class MachineRequests(Requests):
         is_copied = resumed is None and "state" in of
         there = ports[:1] if is_copied else ports
         known = arriving or resumed
+        further = resumed.further if resumed else []
+        added = [] if resumed else disks_of(instance.spec)
         slots = known.slots if known else [*range(1, 1 + max(1, len(there)))]
         taps = [*(of.get(port.interface, -1) for port in there), *([-1] * len(slots))]
         interfaces = [
@@ -135,6 +137,7 @@ class MachineRequests(Requests):
             agent=-1,
             qmp=-1,
             disks=[GuestDisk("image", of["image"], read_only=True), GuestDisk("disk", of["disk"])],
+            further=[GuestDisk(each.disk.name, of[FURTHER + each.disk.name], slot=each.slot) for each in further],
             interfaces=interfaces,
             memory_fd=of.get("memory", -1),
             state=of.get("state", -1),
@@ -147,10 +150,8 @@ class MachineRequests(Requests):
             "arriving": arriving is not None,
             **command(machine, root.QEMU),
             "disk": self.disk(instance.id).stat().st_size,
-            "disks": [
-                {"disk": each.name, "path": each.mount, "file": of[FURTHER + each.name]}
-                for each in disks_of(instance.spec)
-            ],
+            "further": {each.disk.name: (each.slot, each.disk.mount) for each in further},
+            "disks": [{"disk": each.name, "path": each.mount, "file": of[FURTHER + each.name]} for each in added],
             "memory": machine.memory,
             "modules": machine.modules,
             "cpus": machine.cpus,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from insula.control.instances.drivers.machine import disk, disk_lock, further_disks
 from insula.control.instances.drivers.machine.migration import MachineMigrations
@@ -15,7 +16,6 @@ from insula.control.instances.drivers.machine.stored import StoredMachine
 from insula.image.store import ImageStore
 from insula.kernel.rollback import Rollback
 from insula.machine.installation import Installation
-from insula.model.errors import Conflict
 from insula.model.objects import Instance, Network, Tenant, disks_of
 
 
@@ -46,7 +46,7 @@ class StartFiles:
         """Open the disks, and the template or the memory of the moment that the machine goes on from. That is returned
         beside the descriptors by name, which `opened` closes."""
         path = self._requests.disk(instance.id)
-        before = self._lock(path, instance, opened) if path.exists() else None  # before anything is done to it
+        before = self._lock_all(instance, opened)
         cold = instance.cold_start == instance.starts
         resumed = self._snapshots.begin(instance, cold=cold)
         arriving = self._migrations.expected(instance)
@@ -57,7 +57,7 @@ class StartFiles:
         found = {
             "image": opened.hold(os.open(image, os.O_RDONLY | os.O_CLOEXEC)),
             "disk": self._lock(path, instance, opened, before),
-            **self._further_disks(instance, opened),
+            **self._further_disks(instance, opened, before),
         }
         if resumed:
             found |= self._moment(instance, opened)
@@ -68,9 +68,7 @@ class StartFiles:
     def hold(self, tenant: Tenant, instance: Instance, image: Path, opened: Rollback) -> dict[str, int]:
         """Open what a machine has that only holds the files of an instance which does not run: its disk, and the
         template. Conflict if the instance goes on from a moment, whose memory knows the disk as it is."""
-        if self._snapshots.is_pending(instance.id):
-            what = f"{instance.name} goes on from a snapshot when it is started"
-            raise Conflict(what, f"`insula start {instance.name}`, and copy while it runs")
+        self._snapshots.check_own(instance)
         path = self._requests.disk(instance.id)
         disk.ensure(path, disk_size(instance.spec), self._installation.blank)
         found = {
@@ -84,20 +82,28 @@ class StartFiles:
         template = self._installation.template(size(instance.spec), owner(tenant))
         return {"memory": opened.hold(template.memory), "state": opened.hold(template.state)}
 
-    def _further_disks(self, instance: Instance, opened: Rollback) -> dict[str, int]:
-        """Open the further disks of an instance, and remove those that it has no more."""
+    def _further_disks(self, instance: Instance, opened: Rollback, before: Mapping[Path, int]) -> dict[str, int]:
+        """Open the further disks of an instance, and remove those that it has no more; `before` is as below."""
         directory, disks = self._requests.further_disks(instance.id), disks_of(instance.spec)
         further_disks.sweep(directory, disks)
         blank = self._installation.blank
         for each in disks:
             further_disks.ensure(directory, each, blank)
-        return {FURTHER + each.name: self._lock(directory / each.name, instance, opened) for each in disks}
+        return {FURTHER + each.name: self._lock(directory / each.name, instance, opened, before) for each in disks}
 
-    def _lock(self, path: Path, instance: Instance, opened: Rollback, before: int | None = None) -> int:
-        """A descriptor of a file that no other machine may have, which `opened` closes; `before` is one that was opened
-        so, of a file that has been replaced perhaps."""
-        if before is not None and disk_lock.is_same(before, path):
-            return before
+    def _lock_all(self, instance: Instance, opened: Rollback) -> dict[Path, int]:
+        """Descriptors of the disks that are there, by their paths, as below: before anything is done to one."""
+        directory = self._requests.further_disks(instance.id)
+        paths = [self._requests.disk(instance.id), *(directory / each.name for each in disks_of(instance.spec))]
+        return {path: self._lock(path, instance, opened) for path in paths if path.exists()}
+
+    def _lock(
+        self, path: Path, instance: Instance, opened: Rollback, before: Mapping[Path, int] = MappingProxyType({})
+    ) -> int:
+        """A descriptor of a file that no other machine may have, which `opened` closes; or the one that was opened so
+        `before`, if the file has not been replaced since."""
+        if path in before and disk_lock.is_same(before[path], path):
+            return before[path]
         return opened.hold(disk_lock.open_locked(path, instance.id, instance.name))
 
     def _moment(self, instance: Instance, opened: Rollback) -> dict[str, int]:

@@ -1,15 +1,17 @@
-"""A machine at one moment, as a directory: `disk`, `variables` of UEFI firmware if it has any, `memory` and `state` (of
-devices and processors) if they were kept, and `machine.json`, which tells what they are of.
+"""A machine at one moment, as a directory: `disk`, `further.NAME` of each further disk, `variables` of UEFI firmware if
+it has any, `memory` and `state` (of devices and processors) if they were kept, and `machine.json`, which tells what
+they are of.
 
-Memory and disk are a pair: a guest that goes on with the memory of one moment and the disk of another destroys its file
-system, since it has parts of that in memory. So the record has the size and the time of all files, and what differs is
-refused. The files are never changed: a machine that goes on gets a copy of the disk.
+Memory and disks belong together: a guest that goes on with the memory of one moment and the disk of another destroys
+its file system, since it has parts of that in memory. So the record has the size and the time of all files, and what
+differs is refused. The files are never changed: a machine that goes on gets copies of the disks.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +21,8 @@ import msgspec
 from insula.control.instances.drivers.directory import boot_id
 from insula.kernel import copies, records
 from insula.kernel.rollback import Rollback
+from insula.model import rules
+from insula.model.disks import FurtherDisk
 from insula.model.errors import Failed
 from insula.model.objects import Struct
 
@@ -26,6 +30,8 @@ DISK: Final = "disk"
 MEMORY: Final = "memory"
 STATE: Final = "state"
 VARIABLES: Final = "variables"
+FURTHER: Final = "further."
+"""The names of the files of further disks begin with it."""
 _FILES: Final = (DISK, VARIABLES, MEMORY, STATE)
 RECORD: Final = "machine.json"
 _MODE = 0o400
@@ -38,11 +44,25 @@ class FileMark(Struct, kw_only=True):
     written: int
 
 
+class StoredDisk(Struct, kw_only=True):
+    """A further disk of a machine at one moment, and its slot (`insula.machine.qemu.devices`): 0 if it was in none, or
+    if the memory was not kept."""
+
+    disk: FurtherDisk
+    slot: int = 0
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return FURTHER + self.disk.name
+
+
 class StoredMachine(Struct, kw_only=True):
     """The record of a machine at one moment. A machine with its memory has as much memory, as many processors and as
-    many network devices, in the same `slots` (`insula.machine.qemu.devices`). `memory` is in MiB, and so are
-    `modules`, which were plugged in, as `plugged` processors were. A machine on no network has a device too. `boot` is
-    the boot of the host in which the files count, if they may not be on the disk after a power failure."""
+    many network devices, in the same `slots` (`insula.machine.qemu.devices`), and so are its `further` disks. `memory`
+    is in MiB, and so are `modules`, which were plugged in, as `plugged` processors were. A machine on no network has a
+    device too. `boot` is the boot of the host in which the files count, if they may not be on the disk after a power
+    failure."""
 
     memory: int
     cpus: int
@@ -53,6 +73,7 @@ class StoredMachine(Struct, kw_only=True):
     qemu: str = ""
     machine: str = ""
     boot: str = ""
+    further: list[StoredDisk] = msgspec.field(default_factory=list)
     files: dict[str, FileMark] = msgspec.field(default_factory=dict)
 
     @property
@@ -72,12 +93,32 @@ class StoredMachine(Struct, kw_only=True):
         """Whether the memory is as it is in the guest, without the state: it was written otherwise once."""
         return STATE in self.files
 
+    @property
+    def disks(self) -> list[str]:
+        """The files that a machine writes to: it gets copies of them."""
+        return [name for name in self.names if name in self.files and name not in (MEMORY, STATE)]
+
+    @property
+    def names(self) -> list[str]:
+        """The files that there may be."""
+        return [*_FILES, *(each.file for each in self.further)]
+
+    def check(self) -> None:
+        """Raise ValueError unless the files are those of a machine, with all of its disks."""
+        for each in self.further:
+            if not re.fullmatch(rules.DISK, each.disk.name):
+                raise ValueError("a disk in it has no name")
+        if not {DISK, *(each.file for each in self.further)} <= self.files.keys():
+            raise ValueError("it has not all disks")
+        if not self.files.keys() <= {*self.names}:
+            raise ValueError("there are other files")
+
 
 def finish(draft: Path, record: StoredMachine, *, durable: bool = True) -> int:
     """Complete a directory whose files are written, make it `durable`, and return what its files take. Blocks.
     OSError."""
     marks, size = dict[str, FileMark](), 0
-    for name in _FILES:
+    for name in record.names:
         if (path := draft / name).exists():
             if durable:
                 _sync(path, os.O_RDONLY)
@@ -99,26 +140,30 @@ def read(directory: Path) -> StoredMachine:
     hint = "it can't be used any more: remove it"
     try:
         found = msgspec.json.decode(records.read(directory / RECORD), type=StoredMachine)
+        found.check()
         for name, mark in found.files.items():
             status = (directory / name).stat()
             if (status.st_size, status.st_mtime_ns) != (mark.size, mark.written):
-                what = "its disk and its memory are not of one moment" if found.has_memory else "its disk was changed"
-                raise Failed(f"the snapshot is damaged: {what}", hint)
-    except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+                raise Failed(f"the snapshot is damaged: {_changed(found)}", hint)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Failed(f"the snapshot is damaged: {error}", hint) from None
     if found.boot not in ("", boot_id()):
         raise Failed("the host was restarted before the copy had started", "remove it, and fork again")
-    if DISK not in found.files:
-        raise Failed("the snapshot is damaged: it has no disk", hint)
     return found
 
 
-def link(source: Path, target: Path) -> None:
-    """Make another directory with the same files, which take no space of their own. Blocks. OSError."""
+def _changed(found: StoredMachine) -> str:
+    """What it means that a file is another one than it was."""
+    if found.has_memory:
+        return "its disk and its memory are not of one moment"
+    return "its disks are not of one moment" if found.further else "its disk was changed"
+
+
+def link(source: Path, record: StoredMachine, target: Path) -> None:
+    """Make another directory with the files of a record, which take no space of their own. Blocks. OSError."""
     target.mkdir(mode=0o700)
-    for name in (*_FILES, RECORD):
-        if (source / name).exists():
-            _link(source / name, target / name)
+    for name in (*record.files, RECORD):
+        _link(source / name, target / name)
 
 
 def _link(source: Path, target: Path) -> None:
