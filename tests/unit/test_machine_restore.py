@@ -41,7 +41,7 @@ class Machine:
         images: Any = None
         requests = MachineRequests(settings, images, ReservationOnly(path, "none here"))
         options = MachineOptions(disks=DISKS)
-        spec = InstanceSpec(image="x", options=options, resources=Resources(memory=256 * _MIB))
+        spec = InstanceSpec(image="x", options=options, networks=[], resources=Resources(memory=256 * _MIB))
         self.instance: Instance = objects.instance(spec=spec)
         self.directory = requests.directory(self.instance.id).layer
         self.snapshots = MachineSnapshots(requests, lambda _: -1, BlankDisks(path / "blank"))

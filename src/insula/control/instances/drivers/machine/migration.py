@@ -56,7 +56,8 @@ class MachineMigrations:
             raise Failed(what, "if an older Insula has started it, restart it; else try again")
         shown = {name: str(found.get(name))[:100] for name in ("qemu", "machine", "accelerator", "processor")}
         disk = (await asyncio.to_thread(self._disk(instance.id).stat)).st_size
-        return MachineFacts(**shown, **devices_of(found).without_disks(), disk=disk)
+        facts: dict[str, Any] = {**shown, **devices_of(found).without_disks()}
+        return MachineFacts(**facts, disk=disk)
 
     async def leave(self, instance: Instance, target: MigrationTarget, link: HostLink) -> None:
         record = self._leaving(instance.id)

@@ -99,8 +99,8 @@ async def stand_still(
         seconds = await _told(shim, "running", _PATIENCE)
     if not isinstance(seconds, int | float) or not isinstance(kind, dict):
         raise Failed("the machine answers with what is no answer")
-    shown = (str(kind.get(name))[:_SHOWN] for name in ("qemu", "machine"))
-    return Stood(float(seconds), *shown, devices_of(kind))
+    qemu, machine = (str(kind.get(name))[:_SHOWN] for name in ("qemu", "machine"))
+    return Stood(float(seconds), qemu, machine, devices_of(kind))
 
 
 @asynccontextmanager

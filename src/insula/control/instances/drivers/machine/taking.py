@@ -103,13 +103,13 @@ async def _with_memory(
     it could write to later, and sends no more than the guest has."""
     memory = (await resizing.size(netns())).base << 20  # what was plugged in is in the state
     with Rollback() as opened:
-        targets = await in_thread(None, lambda: [_create(draft / name, opened) for name in (MEMORY, STATE)])
+        target, state = await in_thread(None, lambda: (_create(draft / MEMORY, opened), _create(draft / STATE, opened)))
         read, write = os.pipe2(os.O_CLOEXEC)
         opened.hold(read)
         fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, _CHUNK)
         over = threading.Event()
         most = most_memory(instance.spec)
-        receiving = partial(in_thread, None, partial(stream.split, read, *targets, memory, most, over))
+        receiving = partial(in_thread, None, partial(stream.split, read, target, state, memory, most, over))
 
         async def both() -> None:
             await together(copying(), receiving())
