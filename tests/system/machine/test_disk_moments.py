@@ -133,7 +133,7 @@ def disks_come_and_go(cli: Cli, daemon: Daemon) -> None:
     cli.ok("disk", "add", "--size", "16m", "--mount", "/more", "vm", "more", timeout=LONG)
     cli.ok("exec", "vm", "sh", "-c", "echo more > /more/file; sync")
     said = cli.fails("snapshot", "restore", "vm", "warm")
-    assert "bare (16M), data (64M at /data)" in said and "more (16M at /more)" in said
+    assert "bare (16M), data (64M at '/data')" in said and "more (16M at '/more')" in said
     assert status(cli)["pid"] == pid and cli.ok("exec", "vm", "cat", "/more/file") == "more", "nothing changed"
     cli.ok("disk", "rm", "vm", "more", timeout=LONG)
     cli.ok("disk", "add", "--size", "16m", "vm", "bare", timeout=LONG)

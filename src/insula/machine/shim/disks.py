@@ -54,6 +54,7 @@ class FurtherDisks:
         slot = self._slots.free(self._slots.bus.for_disks)
         node = devices.disk_name(slot)
         with self._qmp.within(ANSWERS):
+            self._close(slot)  # what QEMU had in use still when a device went
             self._qmp.add(devices.DISK_SET + slot, file)
             try:
                 where = {"driver": "file", "filename": f"/dev/fdset/{devices.DISK_SET + slot}", "locking": "off"}
@@ -127,20 +128,27 @@ class FurtherDisks:
             self._forget(name)
             return {}
 
-        self._slots.remove(devices.disk_name(self._slots.disks[name]), end, done)
+        slot = self._slots.disks[name]
+        self._slots.remove(devices.disk_name(slot), end, done, lambda: self._close(slot))
 
     def _forget(self, name: str) -> None:
         """Close the file of a disk whose device is gone, unless that was done."""
+        self._mounts.pop(name, None)
         if (slot := self._slots.disks.pop(name, None)) is not None:
             self._close(slot)
-        self._mounts.pop(name, None)
 
-    def _close(self, slot: int) -> None:
-        """Close the file of a disk: its block nodes, and the descriptor. What was not made, or fails, is left out: QEMU
-        closes it at its end."""
-        node = devices.disk_name(slot)
-        for each in (node, f"{node}-file"):
+    def _close(self, slot: int) -> bool:
+        """Close the file of a disk: its block nodes, and the descriptor, as far as they were made. Return whether that
+        is done: QEMU has them in use for a moment after a device is gone (RCU). QmpError."""
+        for each in self._nodes_of(slot):
             with contextlib.suppress(QmpError):
                 self._qmp.execute("blockdev-del", **{"node-name": each})
         with contextlib.suppress(QmpError):
             self._qmp.execute("remove-fd", **{"fdset-id": devices.DISK_SET + slot})
+        return not self._nodes_of(slot)
+
+    def _nodes_of(self, slot: int) -> list[str]:
+        """The block nodes of a disk that there are: first the upper one. QmpError."""
+        there = {each["node-name"] for each in self._qmp.execute("query-named-block-nodes", flat=True)}
+        node = devices.disk_name(slot)
+        return [each for each in (node, f"{node}-file") if each in there]

@@ -60,16 +60,22 @@ class Slots:
                 return slot
         raise QmpError("all slots of the machine are taken by devices that it does not let go of")
 
-    def remove(self, name: str, end: Callable[[bool], dict[str, Any]], done: Done) -> None:
-        """Have the guest let go of a device. `end` is called when it has, or with False if it does not in time; what it
-        returns is the answer, or an error of QEMU."""
+    def remove(
+        self,
+        name: str,
+        end: Callable[[bool], dict[str, Any]],
+        done: Done,
+        closed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Have the guest let go of a device. `end` is called when it has, and all of it is `closed`, or with False if
+        it does not in time; what it returns is the answer, or an error of QEMU."""
         deadline = time.monotonic() + LETS_GO
 
         def look() -> None:
             try:
                 with self._qmp.within(ANSWERS):
                     gone = name not in self.present()
-                    if not gone and time.monotonic() < deadline:
+                    if not (gone and closed()) and time.monotonic() < deadline:
                         self._loop.later(SOON, look)
                         return
                     answer = end(gone)
