@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from insula import __version__
 from insula.cli.main import ELSEWHERE, VERBS, find, load, main
-from insula.cli.options import Arguments, Command, Option, UsageError, help_text, nearest, parse, split_global
+from insula.cli.options import Arguments, Command, Option, UsageError, help_text, nearest, parse, split_global, whole
+from insula.model.errors import Invalid
 
 LEAF = Command(
     lambda _: 0,
@@ -49,6 +50,17 @@ def test_options_stand_anywhere_and_combine(words: tuple[str, ...]) -> None:
 def test_values(words: tuple[str, ...]) -> None:
     assert read(LEAF, *words, "web").number == 5
     assert read(LEAF, "web").number == 7
+
+
+@pytest.mark.parametrize("text", ["2", "4"])
+def test_whole_numbers_in_a_range(text: str) -> None:
+    assert whole(2, 4)(text) == int(text)
+
+
+@pytest.mark.parametrize("text", ["1", "5", "-2", "2.5", "", "٣", "9" * 30])
+def test_whole_numbers_out_of_a_range(text: str) -> None:
+    with pytest.raises(Invalid, match="from 2 to 4"):
+        whole(2, 4)(text)
 
 
 def test_repeated_options_collect() -> None:

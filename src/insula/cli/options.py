@@ -89,12 +89,14 @@ class Option:
             raise UsageError(f"{name} takes {self.value}, not {text!r}") from None
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers from `least` up."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `least` up, or to `most`."""
+    end = "up" if most is None else f"to {most}"
+    last = (1 << 63) - 1 if most is None else most
 
     def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) < 1 << 63):
-            raise Invalid(f"{text[:60]!r} is not a whole number from {least} up", f"as in {least or 10}")
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= last):
+            raise Invalid(f"{text[:60]!r} is not a whole number from {least} {end}", f"as in {least or 10}")
         return int(text)
 
     return parse

@@ -155,7 +155,9 @@ def test_a_quota_has_room_for_all_or_for_none(cli: Cli) -> None:
     cli.ok("tenant", "create", "small", "--instances", "2")
     small = cli.of("small")
     small.ok("run", "-d", "--vm", "--name", "vm", "--network", "none", "busybox", "sleep", "10000", timeout=LONG)
-    assert "may have 2 instances" in small.fails("fork", "-n", "2", "vm")
+    assert "may have 2 instances and has 1: 1 left" in small.fails("fork", "-n", "2", "vm")
+    assert "whole number from 1 to 64" in small.fails("fork", "-n", "65", "vm", status=2)
+    assert "no screen" in small.fails("screenshot", "vm", "-o", "/nowhere")
     assert [each["instance"]["name"] for each in small.json("ps", "-a")] == ["vm"]
     assert small.ok("fork", "vm", timeout=LONG) == "vm-1"
     assert "no instance vm" in cli.of("default").fails("fork", "vm")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import count
 
 import msgspec
 
-from insula.control.allocation.quotas import add, of_instance
+from insula.control.allocation.quotas import add, of_instance, total
 from insula.control.allocation.transaction import guard
 from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
@@ -65,8 +65,8 @@ class Forking:
         """Raise QuotaExceeded before the instance stands still for nothing."""
         tenant = (await self.instances.tenants.find(managed.instance.tenant)).value
         usage = (await guard(self.context.store, tenant.name)).value
-        for _ in range(copies):
-            usage = add(tenant, usage, of_instance(_spec(managed.instance, ""), managed.instance.config))
+        one = of_instance(_spec(managed.instance, ""), managed.instance.config)
+        add(tenant, usage, reduce(total, [one] * copies))
 
     async def _admitted(
         self, by: Authority, managed: ManagedInstance, files: SnapshotFiles, copies: int

@@ -359,8 +359,13 @@ class Driver(Protocol):
         """The isolation of the instance. `near` are instances that may share a namespace with it, by name. Blocks."""
 
 
+_SCREENS: Final = frozenset({"screenshot", "vnc"})
+
+
 def require(driver: Driver, feature: DriverFeature) -> Driver:
     """Return the driver. Conflict if it lacks the feature."""
+    if feature in _SCREENS - driver.features:
+        raise Conflict(f"instances of kind {driver.kind} have no screen", "machines of disk images have one")
     if feature not in driver.features:
         has = ", ".join(sorted(driver.features)) or "nothing of the kind"
         raise Conflict(f"instances of kind {driver.kind} have no {feature}", f"they have {has}")
