@@ -12,6 +12,7 @@ import pytest
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.wait import until
+from tests.system.conftest import TenantFactory
 
 LONG = 300.0
 
@@ -21,29 +22,54 @@ def directory(daemon: Daemon, cli: Cli, name: str) -> Path:
     return Path(daemon.root, "instances", instance)
 
 
-def test_a_disk_has_one_machine(cli: Cli, daemon: Daemon) -> None:
-    """The disk of a machine that runs is that of another one too, by a hard link. The other one starts when the first
-    has ended, and not before, not even after insulad was killed."""
-    cli.ok("run", "-d", "--vm", "--name", "one", "--network", "none", "busybox", "sleep", "10000", timeout=LONG)
-    cli.ok("exec", "one", "sh", "-c", "echo from one > /note; sync")
-    cli.run("run", "--vm", "--name", "two", "--network", "none", "busybox", "cat", "/note", timeout=LONG)
-    here, there = directory(daemon, cli, "one"), directory(daemon, cli, "two")
+def shared_disk(daemon: Daemon, one: Cli, another: Cli) -> tuple[Path, Path]:
+    """An instance `one` that runs, whose disk is that of `two` as well, which does not run, by a hard link. Their
+    directories."""
+    one.ok("run", "-d", "--vm", "--name", "one", "--network", "none", "busybox", "sleep", "10000", timeout=LONG)
+    one.ok("exec", "one", "sh", "-c", "echo from one > /note; sync")
+    another.run("run", "--vm", "--name", "two", "--network", "none", "busybox", "cat", "/note", timeout=LONG)
+    here, there = directory(daemon, one, "one"), directory(daemon, another, "two")
     (there / "disk").unlink()
     os.link(here / "disk", there / "disk")
+    return here, there
 
-    def refused() -> None:
-        said = cli.fails("start", "two")
-        assert "the disk of two is in use by" in said and here.name in said, said
-        assert re.search(r"process \d+ \(", said), said
 
-    refused()
+def test_a_disk_has_one_machine(cli: Cli, daemon: Daemon) -> None:
+    """The other one starts when the first has ended, and not before, not even after insulad was killed. It is told the
+    name of the first, which is of the same tenant, also when that has another name now."""
+    here, _ = shared_disk(daemon, cli, cli)
+
+    def refused(holder: str) -> None:
+        said = cli.run("start", "two").err
+        stops = f"`insula -T {cli.tenant} stop {holder}`: two"
+        assert f"error: the disk of two is in use by instance {holder}; hint: first {stops}" in said, said
+
+    refused("one")
+    assert "in use by instance one" in cli.fails("export", "two"), "nor are files copied meanwhile"
     daemon.kill("insulad")
     daemon.start()
-    refused()
-    assert cli.ok("exec", "one", "cat", "/note") == "from one", "the one that has it runs on"
-    cli.ok("stop", "one", "-t", "1", timeout=LONG)
+    refused("one")
+    cli.ok("rename", "one", "first")
+    refused("first")
+    assert cli.ok("exec", "first", "cat", "/note") == "from one", "the one that has it runs on"
+    assert f"is in use by instance {here.name}, process " in daemon.log.read_text(), "the operator learns which process"
+    cli.ok("stop", "first", "-t", "1", timeout=LONG)
     cli.ok("start", "two", timeout=LONG)
     until(lambda: "from one" in cli.ok("logs", "two"), "the control: it starts when no other has the disk", LONG)
+
+
+def test_a_tenant_learns_nothing_of_the_holder_of_another(tenants: TenantFactory, daemon: Daemon) -> None:
+    one, another = tenants(), tenants()
+    here, _ = shared_disk(daemon, one, another)
+    said = another.run("start", "two")
+    assert "error: the disk of two is in use by another machine; hint: ask the operator" in said.err
+    told = said.out + said.err + another.ok("inspect", "two") + another.ok("ps", "-a")
+    assert here.name not in told and str(one.tenant) not in told, told
+    assert not re.search(r"\bone\b|process \d", said.err), said
+    assert f"is in use by instance {here.name}, process " in daemon.log.read_text(), "the operator learns it"
+    one.ok("stop", "one", "-t", "1", timeout=LONG)
+    another.ok("start", "two", timeout=LONG)
+    until(lambda: "from one" in another.ok("logs", "two"), "the control: it starts when no other has the disk", LONG)
 
 
 def test_the_holder_is_named(cli: Cli, daemon: Daemon) -> None:

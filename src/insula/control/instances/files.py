@@ -13,7 +13,8 @@ from typing import Literal
 
 from insula.control.context import Context
 from insula.control.instances.drivers.base import Driver, Running, require
-from insula.control.instances.managed import ManagedInstance
+from insula.control.instances.holders import holder_named
+from insula.control.instances.managed import ManagedInstance, ManagedInstances
 from insula.control.networks.ports import Ports
 from insula.model.errors import Conflict, Invalid
 from insula.model.rules import MAX_PATH
@@ -21,8 +22,9 @@ from insula.model.units import shorten
 
 
 class Files:
-    def __init__(self, ports: Ports, context: Context) -> None:
+    def __init__(self, ports: Ports, context: Context, managed: ManagedInstances) -> None:
         self.context = context
+        self.managed = managed
         self.ports = ports
 
     async def get(self, managed: ManagedInstance, path: str) -> AsyncIterator[bytes]:
@@ -72,8 +74,9 @@ class Files:
             if managed.active:
                 raise Conflict(f"instance {managed.instance.name} is just starting", "try again")
             networks = [place.network for place in await self.ports.places(managed.instance)]
-            async with self._driver(managed).holder(managed.tenant, managed.instance, networks) as process:
-                yield process
+            with holder_named(self.managed, managed.instance.tenant):
+                async with self._driver(managed).holder(managed.tenant, managed.instance, networks) as process:
+                    yield process
 
     def _driver(self, managed: ManagedInstance) -> Driver:
         return self.context.driver(managed.instance)

@@ -47,7 +47,7 @@ class InstanceIo:
         self.controller = controller
         self.managed = controller.managed
         self._viewers = Viewers()
-        self.files = Files(controller.lifecycle.ports, self.context)
+        self.files = Files(controller.lifecycle.ports, self.context, self.managed)
         self._tasks = tasks
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:

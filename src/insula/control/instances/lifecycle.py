@@ -25,6 +25,7 @@ from insula.control.instances.attached import attached
 from insula.control.instances.checks import undying
 from insula.control.instances.drivers.base import CreateOptions, Driver, Observed, Running
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
+from insula.control.instances.holders import holder_named
 from insula.control.instances.managed import Failure, ManagedInstance, ManagedInstances
 from insula.control.instances.plugging import Plugging
 from insula.control.instances.recorder import Recorder
@@ -148,7 +149,8 @@ class Lifecycle:
         """The steps of `_launch`. `check` is called between them; it raises when the time for the start is over."""
         tenant, instance, driver = managed.tenant, managed.instance, self.driver(managed)
         try:
-            await driver.create(tenant, instance, options)
+            with holder_named(self.managed, tenant.name):
+                await driver.create(tenant, instance, options)
             check()
             for attachment in managed.waiting.copy():
                 await attachment.connect(managed.ended, fresh=True)

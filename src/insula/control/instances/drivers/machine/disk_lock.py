@@ -8,6 +8,7 @@ has a descriptor of it, whatever becomes of insulad, and the kernel takes it bac
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import time
@@ -16,11 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from insula.control.instances.drivers.in_use import FileInUse
 from insula.control.instances.drivers.machine.stored import DISK
 from insula.kernel.cgroups.hierarchy import of_process
 from insula.kernel.rollback import Rollback
 from insula.model.errors import Conflict
 
+log = logging.getLogger("insula.control")
 _PATIENCE: Final = 3.0
 """Seconds that a lock may outlast the one who had it: the kernel closes the files of a process that was killed when it
 has taken back its memory, and a process that is just being forked has copies of all descriptors."""
@@ -29,16 +32,15 @@ _ID: Final = re.compile("[0-9a-f]{32}")
 
 
 def open_locked(path: Path, instance_id: str, name: str) -> int:
-    """A descriptor of a disk, locked, for the machine of an instance. Conflict names the one who has it. OSError.
-    Blocks."""
+    """A descriptor of a disk, locked, for the machine of an instance. `FileInUse` if another instance has it, else
+    Conflict, which names the one who has it. OSError. Blocks."""
     with Rollback() as undo:
         fd = undo.hold(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         end = time.monotonic() + _PATIENCE
         while not _lock(fd):
             if time.monotonic() > end:
-                holder, hint = _holder(os.fstat(fd), instance_id)
                 what = "the disk" if path.name == DISK else f"the file {path.name}"
-                raise Conflict(f"{what} of {name} is in use by {holder}", hint)
+                raise _in_use(f"{what} of {name}", os.fstat(fd), instance_id)
             time.sleep(_PAUSE)
         undo.keep()
         return fd
@@ -57,18 +59,20 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def _holder(of: os.stat_result, instance_id: str) -> tuple[str, str]:
+def _in_use(file: str, of: os.stat_result, instance_id: str) -> Conflict:
     """Who has a file locked, and what to do."""
     pid = next(_holders(of), None)
     if pid is None:
-        return "another process", "look for it with lslocks(8), and end it"
+        return Conflict(f"{file} is in use by another process", "look for it with lslocks(8), and end it")
     process = f"process {pid} ({_command(pid)})"
     owner = os.path.basename(of_process(pid) or "")
     if owner == instance_id:
-        return f"{process}, which an earlier start of it has left", "end that process, and start it again"
+        what = f"{file} is in use by {process}, which an earlier start of it has left"
+        return Conflict(what, "end that process, and start it again")
     if _ID.fullmatch(owner):
-        return f"instance {owner}, {process}", "stop that one before: two machines would damage the disk"
-    return process, "end that process before: two would damage the disk"
+        log.warning("instance %s: %s is in use by instance %s, %s", instance_id, file, owner, process)
+        return FileInUse(file, owner)
+    return Conflict(f"{file} is in use by {process}", "end that process before: two would damage the disk")
 
 
 def _holders(of: os.stat_result) -> Iterator[int]:
