@@ -12,7 +12,7 @@ from contextlib import closing
 
 from bench.lib import GAP, Bench, Table, comparison
 from bench.machines import IDENTITY, ready
-from insula.control.instances.drivers.machine.relay import waiting_pair
+from insula.control.instances.drivers.machine.relay import waiting
 from insula.kernel import sealed
 from insula.kernel.event_loop import EventLoop
 from insula.machine.qemu import migration, root
@@ -114,21 +114,21 @@ def bare(guests: Guests) -> tuple[float, float]:
 
 def move(source: Qmp, target: Qmp) -> tuple[float, float]:
     """Move a machine as the shim does, with sockets that join both sides."""
-    listener, disk = waiting_pair()
+    listener, [disk] = waiting(1)
     memory, of_memory = socket.socketpair()
     with closing(listener), closing(disk), closing(memory), closing(of_memory):
-        migration.receive(target, listener.fileno(), of_memory.fileno())
+        migration.receive(target, [migration.DISK], listener.fileno(), of_memory.fileno())
         begun = time.monotonic()
-        migration.copy_disk(source, disk.fileno())
-        wait(lambda: migration.is_disk_copied(source))
+        migration.copy_disk(source, migration.DISK, disk.fileno())
+        wait(lambda: migration.are_copied(source, [migration.DISK]))
         migration.send_memory(source, memory.fileno())
         wait(lambda: migration.status(source) == "pre-switchover")
-        migration.end_copy(source)
-        wait(lambda: migration.has_ended(source))
+        migration.end_copies(source)
+        wait(lambda: migration.have_ended(source))
         migration.hand_over(source)
         wait(lambda: migration.status(source) == "completed")
         wait(lambda: migration.is_received(target))
-        migration.close_disk(target)
+        migration.close_disks(target, [migration.DISK])
         target.execute("cont")
         return time.monotonic() - begun, source.execute("query-migrate")["downtime"] / 1000
 

@@ -22,7 +22,7 @@ class QueueLink:
 
     def __init__(self, out: asyncio.Queue[Frame | None], into: asyncio.Queue[Frame | None]) -> None:
         self._out, self._into = out, into
-        self.carried = dict.fromkeys((Kind.MESSAGE, Kind.DISK, Kind.MEMORY), 0)
+        self.carried = dict.fromkeys((Kind.MESSAGE, Kind.DISK, Kind.MEMORY, Kind.FURTHER), 0)
         self.on_send: Callable[[Kind, bytes], None] = lambda *_: None
         self.is_cut = False
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
+
 from insula.model import fields
 from insula.model.objects import InstanceSpec, Port, Struct
 
@@ -26,10 +28,11 @@ class MigrationTarget(Struct, kw_only=True):
     secret: fields.TicketSecret
 
 
-class MachineFacts(Struct, kw_only=True):
+class MachineFacts(Struct, kw_only=True, omit_defaults=True):
     """What another host has to have for a machine that moves there. `memory` is in MiB, and so are
     `modules`, those that were plugged in, as `plugged` processors beside `cpus` were. `disk` is in bytes,
-    `slots` are the places of network devices, in the order of ports."""
+    `slots` are the places of network devices, in the order of ports, and `further` those of further disks by their
+    names; a host that knows of none is not told."""
 
     qemu: str
     machine: str
@@ -41,6 +44,7 @@ class MachineFacts(Struct, kw_only=True):
     slots: list[int]
     modules: list[int]
     plugged: int
+    further: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class NetworkFacts(Struct, kw_only=True):

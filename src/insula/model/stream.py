@@ -36,9 +36,10 @@ class Kind(int):
     IDLE: ClassVar[Kind]  # keeps a connection alive; payload empty
     OPEN: ClassVar[Kind]  # payload: JSON, what to execute; the first frame of an exec
     SIGNAL: ClassVar[Kind]  # payload: one byte, a signal for the process at the other end (signal(7))
-    MESSAGE: ClassVar[Kind]  # payload: JSON, from one host to another; so are DISK and MEMORY
+    MESSAGE: ClassVar[Kind]  # payload: JSON, from one host to another; so are those below
     DISK: ClassVar[Kind]  # payload: bytes of the disk of a machine that moves (NBD)
     MEMORY: ClassVar[Kind]  # payload: bytes of its memory (QEMU's migration stream)
+    FURTHER: ClassVar[Kind]  # payload: a byte, which of its further disks, by their names in order; bytes of that (NBD)
 
     def __new__(cls, number: int) -> Kind:
         member = _KINDS.get(number)
@@ -52,7 +53,7 @@ class Kind(int):
 
 _KINDS: dict[int, Kind] = {}
 _NAMES = ("STDIN", "STDOUT", "STDERR", "STDIN_EOF", "RESIZE", "EXIT", "ERROR", "IDLE", "OPEN", "SIGNAL")
-for _name in (*_NAMES, "MESSAGE", "DISK", "MEMORY"):
+for _name in (*_NAMES, "MESSAGE", "DISK", "MEMORY", "FURTHER"):
     _kind = _KINDS[len(_KINDS)] = int.__new__(Kind, len(_KINDS))
     _kind.name = _name
     setattr(Kind, _name, _kind)

@@ -270,6 +270,8 @@ def test_another_host_has_to_be_the_same(tmp_path: Path) -> None:
         ({"disk": 1 << 60}, "the size of the machine's disk"),
         ({"slots": [1, 1]}, "network devices"),
         ({"slots": [77]}, "no places for"),
+        ({"further": {"data": 1}}, "network devices or disks"),
+        ({"further": {"data": 32}}, "network devices or disks"),
     ):
         with pytest.raises(Conflict, match=told):
             asyncio.run(migrations.check(msgspec.structs.replace(same, **others)))

@@ -24,6 +24,20 @@ PORT, GATE_USER = 7443, 61041
 ADDRESSES = ("198.18.1.1", "198.18.1.2")
 TICK = "n=0; while :; do n=$((n + 1)); echo $n; echo $n > /counter; sleep 0.1; done"
 
+ON_DISKS = """\
+until [ -e /dev/bare ]; do sleep 0.1; done
+n=0; echo $n > /data/count; echo $n > /dev/bare
+while :; do
+    read a < /data/count; b=$(dd if=/dev/bare bs=16 count=1 2>/dev/null | head -n 1)
+    [ "$a.$b" = $n.$n ] && echo $n || echo broken $n $a $b
+    n=$((n + 1)); echo $n > /data/count; echo $n > /dev/bare
+    sleep 0.1
+done
+"""
+MAKE_BARE = "cd /sys/block; b=$(dirname $(grep -lx bare */serial)); mknod /dev/bare b $(tr : ' ' < $b/dev)"
+FILL = "for n in $(seq 50); do head -c 50000 /dev/urandom > /data/f$n; done; sync; md5sum /data/f* > /data/sums; sync"
+CHECK = "md5sum -c -s /data/sums"
+
 
 class Hosts:
     """Two hosts, which each other's operator knows as `other`."""
@@ -160,6 +174,37 @@ def test_it_moves_and_moves_back(hosts: Hosts) -> None:
     source.cli.ok("start", "vm", timeout=LONG)
     assert source.cli.ok("exec", "vm", "cat", "/counter"), "it starts with the disk that has moved"
     source.cli.ok("rm", "-f", "vm")
+
+
+def test_it_moves_with_all_of_its_disks(hosts: Hosts) -> None:
+    """Its program finds on both hosts what it has written, on a disk that is mounted and on one that is bare, and so
+    does the next start. There it can give disks back, and get others."""
+    source, target = hosts.source, hosts.target
+    words = ("-d", "--vm", "--cold", "-m", "128m", "--name", "vm", "busybox", "sh", "-c", ON_DISKS)
+    source.cli.ok("run", *words, timeout=LONG)
+    source.cli.ok("disk", "add", "--size", "16m", "vm", "bare", timeout=LONG)
+    source.cli.ok("disk", "add", "--size", "64m", "--mount", "/data", "vm", "data", timeout=LONG)
+    source.cli.ok("exec", "vm", "sh", "-c", f"{MAKE_BARE}; {FILL}")
+    goes_on(source)
+
+    for here, there in ((source, target), (target, source)):
+        assert here.ok("migrate", "vm", "other") == "vm runs at other"
+        only_at(there, here)
+        assert there.cli.run("exec", "vm", "sh", "-c", CHECK).status == 0
+        assert "broken" not in there.cli.ok("logs", "vm")
+    assert numbers(source)[0] > 10, "it has counted on"
+    source.cli.ok("stop", "-t", "0", "vm")
+    source.cli.ok("start", "vm", timeout=LONG)
+    assert source.cli.run("exec", "vm", "sh", "-c", CHECK).status == 0, "it is on the disk, and not in memory alone"
+    source.cli.ok("exec", "vm", "sh", "-c", MAKE_BARE)
+    goes_on(source)
+    assert target.directories == []
+    assert source.ok("migrate", "vm", "other") == "vm runs at other"
+    only_at(target, source)
+    target.cli.ok("disk", "rm", "vm", "bare", timeout=LONG)
+    target.cli.ok("disk", "add", "--size", "16m", "--mount", "/more", "vm", "more", timeout=LONG)
+    target.cli.ok("exec", "vm", "touch", "/more/file")
+    target.cli.ok("rm", "-f", "vm")
 
 
 @pytest.mark.parametrize("end", ["source", "target"])

@@ -41,7 +41,7 @@ from insula.model.migration import (
     MigrationTicket,
     NetworkFacts,
 )
-from insula.model.objects import Instance, InstanceStatus, Network, NetworkAttachment
+from insula.model.objects import Instance, InstanceStatus, Network, NetworkAttachment, disks_of
 from insula.store.typed import Found
 
 T = TypeVar("T")
@@ -217,6 +217,8 @@ class Migrating:
         admit(ticket.by, ticket.tenant, spec)
         files = migrations_of(self.context.driver_for(spec))
         await files.check(offer.machine)
+        if offer.machine.further.keys() != {each.name for each in disks_of(spec)}:
+            raise Conflict("the machine has other disks than its spec says", "try again")
         for wanted in offer.networks:
             found = await NETWORKS.get(self.context.store, ticket.tenant, wanted.name)
             if found is None or _facts(found.value) != wanted:

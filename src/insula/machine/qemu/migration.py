@@ -1,10 +1,11 @@
-"""A machine that moves to another QEMU while it runs: first its disk, then its memory, and last the state of its
+"""A machine that moves to another QEMU while it runs: first its disks, then its memory, and last the state of its
 devices and processors.
 
-The disk is copied by a mirror job to an NBD server in the other QEMU: what the guest writes meanwhile is written to
+Each disk is copied by a mirror job to an NBD server in the other QEMU: what the guest writes meanwhile is written to
 both disks before the guest is told that it is written (`write-blocking`), so that the copy is whole as soon as the job
 is ready. Then the memory is sent while the guest runs, and pages that it writes are sent again. When few are left QEMU
-stops the guest and waits (`pause-before-switchover`), the job is ended, and the rest is sent.
+stops the guest and waits (`pause-before-switchover`), the jobs are ended, and the rest is sent. Disks have the same
+block nodes in both QEMUs, whose names are those of their exports.
 
 All goes through descriptors that QEMU is given; neither side has a network. This is the recipe of
 docs/interop/live-block-operations.rst of QEMU, "QMP invocation for live storage migration with drive-mirror + NBD".
@@ -16,9 +17,14 @@ import contextlib
 
 from insula.machine.shim.qmp import Qmp, QmpError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 DISK = "disk1"
-"""The node of the machine's own disk (`command_line`), and the name of its export."""
-_JOB, _TARGET = "move", "elsewhere"
+"""The node of the machine's own disk (`command_line`)."""
+_JOB, _TARGET = "move-", "elsewhere-"
+"""The names of jobs, and of nodes for the copies, begin so; then comes the node of the disk."""
 _RATE = 10**11
 """Bytes a second: QEMU's own limit is for networks of old."""
 _DOWNTIME = 50
@@ -31,27 +37,21 @@ _USUAL = [{"capability": "pause-before-switchover", "state": False}]
 # -- the source --------------------------------------------------------------------------------------------------------
 
 
-def copy_disk(qmp: Qmp, connection: int) -> None:
-    """Begin to copy the disk to the NBD server behind a connected socket. QmpError."""
-    qmp.give("disk", connection)
-    server = {"type": "fd", "str": "disk"}
-    qmp.execute(
-        "blockdev-add",
-        driver="nbd",
-        server=server,
-        export=DISK,
-        discard="unmap",
-        **{"node-name": _TARGET},
-    )
-    how = {"sync": "full", "copy-mode": "write-blocking"}
-    qmp.execute("blockdev-mirror", device=DISK, target=_TARGET, **{"job-id": _JOB}, **how)
+def copy_disk(qmp: Qmp, node: str, connection: int) -> None:
+    """Begin to copy the disk with a node to the NBD server behind a connected socket. QmpError."""
+    target = f"{_TARGET}{node}"
+    qmp.give(target, connection)
+    server = {"type": "fd", "str": target}
+    qmp.execute("blockdev-add", driver="nbd", server=server, export=node, discard="unmap", **{"node-name": target})
+    how = {"sync": "full", "copy-mode": "write-blocking", "job-id": f"{_JOB}{node}"}
+    qmp.execute("blockdev-mirror", device=node, target=target, **how)
 
 
-def is_disk_copied(qmp: Qmp) -> bool:
-    """Whether both disks are the same, and stay so. QmpError if the job has failed."""
-    if not (jobs := _jobs(qmp)):
-        raise QmpError("the disk can't be copied: the other host has ended the connection, or can't write")
-    return bool(jobs[0]["ready"])
+def are_copied(qmp: Qmp, nodes: Sequence[str]) -> bool:
+    """Whether all disks, with these nodes, are the same as their copies, and stay so. QmpError if a job has failed."""
+    if len(jobs := _jobs(qmp)) < len(nodes):
+        raise QmpError("a disk can't be copied: the other host has ended the connection, or can't write")
+    return all(each["ready"] for each in jobs)
 
 
 def send_memory(qmp: Qmp, target: int) -> None:
@@ -76,12 +76,13 @@ def status(qmp: Qmp) -> str:
     return str(found.get("status"))
 
 
-def end_copy(qmp: Qmp) -> None:
-    """End the job, now that the machine stands still: both disks have the same. QmpError."""
-    qmp.execute("block-job-cancel", device=_JOB)
+def end_copies(qmp: Qmp) -> None:
+    """End the jobs, now that the machine stands still: the disks and their copies have the same. QmpError."""
+    for job in _jobs(qmp):
+        qmp.execute("block-job-cancel", device=job["device"])
 
 
-def has_ended(qmp: Qmp) -> bool:
+def have_ended(qmp: Qmp) -> bool:
     return not _jobs(qmp)
 
 
@@ -92,39 +93,44 @@ def hand_over(qmp: Qmp) -> None:
 
 def give_up(qmp: Qmp) -> None:
     """Begin to end everything that was begun; `is_over` tells when that is."""
-    for command, arguments in (("migrate_cancel", {}), ("block-job-cancel", {"device": _JOB, "force": True})):
-        with contextlib.suppress(QmpError):  # it was not begun, or has ended
-            qmp.execute(command, **arguments)
+    with contextlib.suppress(QmpError):  # it was not begun, or has ended
+        qmp.execute("migrate_cancel")
+    for job in _jobs(qmp):
+        with contextlib.suppress(QmpError):  # it has ended meanwhile
+            qmp.execute("block-job-cancel", device=job["device"], force=True)
 
 
 def is_over(qmp: Qmp) -> bool:
     """Whether QEMU does nothing of it any more. QmpError if QEMU does not answer."""
     found = qmp.execute("query-migrate").get("status", "none")
-    return found in ("none", "cancelled", "failed", "completed") and has_ended(qmp)
+    return found in ("none", "cancelled", "failed", "completed") and have_ended(qmp)
 
 
-def go_on(qmp: Qmp) -> None:
+def go_on(qmp: Qmp, nodes: Sequence[str]) -> None:
     """Let the machine go on here after all. QmpError."""
-    with contextlib.suppress(QmpError):  # it was not made
-        qmp.execute("blockdev-del", **{"node-name": _TARGET})
+    for node in nodes:
+        with contextlib.suppress(QmpError):  # it was not made
+            qmp.execute("blockdev-del", **{"node-name": f"{_TARGET}{node}"})
     qmp.execute("migrate-set-capabilities", capabilities=_USUAL)
     if not qmp.execute("query-status")["running"]:
         qmp.execute("cont")
 
 
 def _jobs(qmp: Qmp) -> list[dict[str, object]]:
-    return [each for each in qmp.execute("query-block-jobs") if each["device"] == _JOB]
+    return [each for each in qmp.execute("query-block-jobs") if str(each["device"]).startswith(_JOB)]
 
 
 # -- the destination ---------------------------------------------------------------------------------------------------
 
 
-def receive(qmp: Qmp, listener: int, memory: int) -> None:
-    """Begin to receive, in a machine that waits for it: the disk from the first one who connects to a listening socket,
-    the memory from a descriptor. QmpError."""
-    qmp.give("disk", listener)
-    qmp.execute("nbd-server-start", addr={"type": "fd", "data": {"str": "disk"}}, **{"max-connections": 1})
-    qmp.execute("block-export-add", type="nbd", id=DISK, name=DISK, writable=True, **{"node-name": DISK})
+def receive(qmp: Qmp, nodes: Sequence[str], listener: int, memory: int) -> None:
+    """Begin to receive, in a machine that waits for it: the disks with these nodes from those who connect to a
+    listening socket first, the memory from a descriptor. QmpError."""
+    qmp.give("disks", listener)
+    address = {"type": "fd", "data": {"str": "disks"}}
+    qmp.execute("nbd-server-start", addr=address, **{"max-connections": len(nodes)})
+    for node in nodes:
+        qmp.execute("block-export-add", type="nbd", id=node, name=node, writable=True, **{"node-name": node})
     qmp.give("memory", memory)
     qmp.execute("migrate-set-parameters", **{"max-bandwidth": _RATE})
     qmp.execute("migrate-incoming", uri="fd:memory")
@@ -135,8 +141,9 @@ def is_received(qmp: Qmp) -> bool:
     return bool(qmp.execute("query-status")["status"] != "inmigrate")
 
 
-def close_disk(qmp: Qmp) -> None:
-    """Let nobody write to the disk from outside any more. QmpError."""
-    with contextlib.suppress(QmpError):  # it ends with its connection
-        qmp.execute("block-export-del", id=DISK, mode="hard")
+def close_disks(qmp: Qmp, nodes: Sequence[str]) -> None:
+    """Let nobody write to the disks from outside any more. QmpError."""
+    for node in nodes:
+        with contextlib.suppress(QmpError):  # it ends with its connection
+            qmp.execute("block-export-del", id=node, mode="hard")
     qmp.execute("nbd-server-stop")

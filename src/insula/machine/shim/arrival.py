@@ -1,9 +1,9 @@
 """A machine that comes from another host while it runs; the other side is departure.py there.
 
 QEMU was started without an agent to talk to, and waits. insulad gives two descriptors: a listening socket to whose
-first connection the disk comes, and one from which the memory comes. Messages on the same connection:
+first connections the disks come, and one from which the memory comes. Messages on the same connection:
 
-    QEMU waits for disk and memory           → receiving
+    QEMU waits for disks and memory          → receiving
     all is there, and stands still           → arrived
                                              ← own: sessions of the agent there. The machine runs here from now on
     the machine goes on, with the time, and its frames are read here
@@ -21,7 +21,7 @@ from insula.machine.shim.qmp import Qmp, QmpError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from insula.kernel.event_loop import EventLoop
     from insula.machine.shim.connection import ShimConnection
@@ -30,10 +30,11 @@ _SOON = 0.002
 
 
 class Arrival:
-    """Receives a machine. `failed` is called with the reason if it can't be received."""
+    """Receives a machine, whose disks have these `nodes`. `failed` is called with the reason if it can't be
+    received."""
 
-    def __init__(self, loop: EventLoop, qmp: Qmp, failed: Callable[[str], object]) -> None:
-        self._loop, self._qmp, self._failed = loop, qmp, failed
+    def __init__(self, loop: EventLoop, qmp: Qmp, nodes: Sequence[str], failed: Callable[[str], object]) -> None:
+        self._loop, self._qmp, self._nodes, self._failed = loop, qmp, nodes, failed
         self._begun = False
         self.arrived = False
 
@@ -43,7 +44,7 @@ class Arrival:
             if self._begun or len(descriptors) != 2:
                 raise QmpError("it is received only once, by two descriptors")
             self._begun = True
-            migration.receive(self._qmp, *descriptors)
+            migration.receive(self._qmp, self._nodes, *descriptors)
         except QmpError as error:
             connection.tell({"error": str(error)})
             self._failed(str(error))
@@ -59,7 +60,7 @@ class Arrival:
             if not migration.is_received(self._qmp):
                 self._loop.later(_SOON, lambda: self._look(connection))
                 return
-            migration.close_disk(self._qmp)
+            migration.close_disks(self._qmp, self._nodes)
         except QmpError as error:
             self._failed(str(error))
             return

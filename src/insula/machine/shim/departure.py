@@ -1,9 +1,10 @@
 """A machine that leaves for another host while it runs; the other side is arrival.py there.
 
-insulad asks for it over the shim's socket, and gives two descriptors: of a connection to the NBD server of the other
-QEMU, and of one that takes the memory. From then on the shim tells how far it is, in messages on the same connection:
+insulad asks for it over the shim's socket, and gives descriptors: of a connection to the NBD server of the other QEMU
+for each disk, and of one that takes the memory. From then on the shim tells how far it is, in messages on the same
+connection:
 
-    QEMU copies the disk                                                         → copied
+    QEMU copies the disks                                                        → copied
     the agent keeps frames back, so that nothing is on its way; QEMU sends the memory
     QEMU has stopped the machine and sent all of it                              → sent: sessions of the agent
                                            ← end: it runs there, and this side ends
@@ -25,7 +26,7 @@ from insula.machine.shim.qmp import Qmp, QmpError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, Literal
 
     from insula.kernel.event_loop import EventLoop
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from insula.machine.shim.connection import ShimConnection
     from insula.machine.shim.identity import MachineIdentity
 
-    Phase = Literal["disk", "hold", "memory", "last", "state", "sent", "giving up", "going on", "over"]
+    Phase = Literal["disks", "hold", "memory", "last", "state", "sent", "giving up", "going on", "over"]
 
 _SOON = 0.002
 _MORE = {2.0: 200, 5.0: 1000, 20.0: 10_000}
@@ -42,12 +43,13 @@ _SAID = b"the machine goes on at another host\n"
 
 
 class Departure:
-    """Sends a machine away. The `descriptors` for its disk and its memory are closed. `ended` is called when the
-    machine goes on here, `gone` when it runs elsewhere."""
+    """Sends a machine away. The `descriptors` are for its disks, which have these `nodes`, and its memory, and are
+    closed. `ended` is called when the machine goes on here, `gone` when it runs elsewhere."""
 
     def __init__(
         self,
         connection: ShimConnection,
+        nodes: Sequence[str],
         descriptors: list[int],
         loop: EventLoop,
         qmp: Qmp,
@@ -57,20 +59,22 @@ class Departure:
         gone: Callable[[], object],
     ) -> None:
         self._connection = connection
-        self._disk, self._memory = descriptors
+        self._nodes = nodes
+        *self._disks, self._memory = descriptors
         self._loop, self._qmp, self._agent = loop, qmp, agent
         self._identity, self._ended, self._gone = identity, ended, gone
         self._error = ""
         self._more = dict(_MORE)
         self._sending = 0.0  # since when the memory is sent
         self._still = 0.0  # since when the machine stands still
-        self.phase: Phase = "disk"
+        self.phase: Phase = "disks"
 
     def begin(self) -> None:
-        """Begin with the disk."""
+        """Begin with the disks."""
         self._connection.watch(self._on_message)
         try:
-            migration.copy_disk(self._qmp, self._disk)
+            for node, fd in zip(self._nodes, self._disks, strict=True):
+                migration.copy_disk(self._qmp, node, fd)
         except QmpError as error:
             self._give_up(str(error))
         self._look()
@@ -124,7 +128,7 @@ class Departure:
 
     def _step(self) -> None:
         match self.phase:
-            case "disk" if migration.is_disk_copied(self._qmp):
+            case "disks" if migration.are_copied(self._qmp, self._nodes):
                 self._connection.tell({"copied": True})
                 self.phase = "hold"
                 self._agent.ask("hold", {}, self._on_held)
@@ -132,11 +136,11 @@ class Departure:
             case "memory":
                 if migration.status(self._qmp) == "pre-switchover":
                     self._still = time.monotonic()
-                    migration.end_copy(self._qmp)
+                    migration.end_copies(self._qmp)
                     self.phase = "last"
                 else:
                     self._be_patient()
-            case "last" if migration.has_ended(self._qmp):
+            case "last" if migration.have_ended(self._qmp):
                 migration.hand_over(self._qmp)
                 self.phase = "state"
             case "state" if migration.status(self._qmp) == "completed":
@@ -145,7 +149,7 @@ class Departure:
                 self._connection.tell({"sent": {**self._agent.numbers, "still": self._still}})
             case "giving up" if migration.is_over(self._qmp):
                 self.phase = "going on"
-                migration.go_on(self._qmp)
+                migration.go_on(self._qmp, self._nodes)
                 self._identity.ask(self._agent, lambda _: self._thaw(), now=True)  # the machine may have stood still
 
     def _be_patient(self) -> None:
@@ -195,7 +199,7 @@ class Departure:
 
     def _close(self) -> None:
         """Close our copies of the descriptors: who reads from their other ends waits for that."""
-        for fd in (self._disk, self._memory):
+        for fd in (*self._disks, self._memory):
             if fd >= 0:
                 os.close(fd)
-        self._disk = self._memory = -1
+        self._disks, self._memory = [], -1

@@ -45,6 +45,11 @@ class FurtherDisks:
         """The slots of all disks by their names; 0 for those that can't go."""
         return {**dict.fromkeys(self._fixed, 0), **self._slots.disks}
 
+    @property
+    def nodes(self) -> list[str]:
+        """The block nodes of those that can go, in the order of their names."""
+        return [devices.disk_name(slot) for _, slot in sorted(self._slots.disks.items())]
+
     def insert(self, name: str, mount: str | None, file: int) -> None:
         """Put a disk into a free slot. QmpError."""
         if name in self._slots.disks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from insula.kernel.event_loop import EventLoop
+from insula.machine.qemu.migration import DISK
 from insula.machine.qemu.state import load
 from insula.machine.shim.agent import AgentConnection, AgentError
 from insula.machine.shim.arrival import Arrival
@@ -80,10 +81,10 @@ class Shim:
         self.slots = Slots(self.qmp, self.loop, self.plan["slots"])
         self.devices = NetworkDevices(self.qmp, self.changes, self.slots, self.plan["network"])
         self.disks = FurtherDisks(self.qmp, self.changes, self.slots, self.plan.get("further", {}))
-        self.size = self.growing = GrowingMachine(self.qmp, self.plan, "disk1", self.changes)
+        self.size = self.growing = GrowingMachine(self.qmp, self.plan, DISK, self.changes)
         self.readiness.did("qemu")
         if self.plan.get("arriving"):
-            self.arrival = Arrival(self.loop, self.qmp, self._end_with)
+            self.arrival = Arrival(self.loop, self.qmp, self.nodes, self._end_with)
             return
         if resumed:
             load(self.qmp, state)
@@ -91,6 +92,11 @@ class Shim:
             load(self.qmp, state, self.plan["disk"])
         self.readiness.did("state")
         self.begin(resumed=resumed)
+
+    @property
+    def nodes(self) -> list[str]:
+        """The block nodes of the disks that it writes to: its own, and then further ones by their names."""
+        return [DISK, *self.disks.nodes]
 
     def monitor(self) -> Qmp:
         """The connection for commands to QEMU."""

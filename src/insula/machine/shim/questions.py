@@ -201,20 +201,25 @@ class Questions:
     def _describe(self, message: ShimMessage) -> None:
         """Tell what QEMU it is, how its processors are made, and what devices it has: another host must have the
         same."""
+        self._shim.disks.forget_gone()
         command, found = self._shim.plan["command"], snapshot.describe(self._shim.qmp)
         accelerator, processor = (command[command.index(option) + 1] for option in ("-accel", "-cpu"))
         made = {"accelerator": accelerator.partition(",")[0], "processor": processor}
         message.connection.reply({**found, **self._has(), **made})
 
     def _migrate(self, message: ShimMessage) -> None:
-        """Send it to another host (departure.py); the descriptors are for its disk and its memory."""
+        """Send it to another host (departure.py); the descriptors are for its own disk, for the further `disks` in the
+        order of their names, and for its memory."""
         shim = self._shim
-        if shim.slots.disks:
-            raise RefusedQuestion("it has further disks, which are not moved: remove them before")
-        if self._is_busy or len(message.descriptors) != 2:
+        if self._is_busy:
             raise RefusedQuestion(_HELD)
+        shim.disks.forget_gone()
+        if {*message.content.get("disks", ())} != {*shim.disks.there}:
+            raise RefusedQuestion("its further disks have changed, or its guest has let go of one: try again")
+        if len(message.descriptors) != len(shim.nodes) + 1:
+            raise RefusedQuestion("it comes with a descriptor for each disk, and one for the memory")
         to, own = message.take_all(), (shim.loop, shim.qmp, shim.agent, shim.identity)
-        self._moment = Departure(message.connection, to, *own, self._on_moment_end, shim.leave)
+        self._moment = Departure(message.connection, shim.nodes, to, *own, self._on_moment_end, shim.leave)
         self._moment.begin()
 
     def _decide(self, message: ShimMessage) -> None:

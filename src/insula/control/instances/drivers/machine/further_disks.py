@@ -24,19 +24,25 @@ def ensure(directory: Path, disk: FurtherDisk, blank: BlankDisks) -> None:
     path = directory / disk.name
     directory.mkdir(mode=0o700, exist_ok=True)
     if not path.exists():
-        size = disk.size >> 20 << 20
         if disk.mount:
-            blank.make(path, size, of_root=False)
+            blank.make(path, _size(disk), of_root=False)
         else:
-            _make_bare(path, size)
+            make_bare(directory, disk)
 
 
-def _make_bare(path: Path, size: int) -> None:
+def make_bare(directory: Path, disk: FurtherDisk) -> None:
+    """Make the file of a disk, with nothing on it. Blocks. OSError."""
+    path = directory / disk.name
+    directory.mkdir(mode=0o700, exist_ok=True)
     draft = path.with_name(f"{path.name}.new")
     with draft.open("wb") as file:
         os.fchmod(file.fileno(), 0o600)
-        file.truncate(size)
+        file.truncate(_size(disk))
     draft.rename(path)
+
+
+def _size(disk: FurtherDisk) -> int:
+    return disk.size >> 20 << 20
 
 
 def sweep(directory: Path, disks: Sequence[FurtherDisk]) -> None:

@@ -25,7 +25,7 @@ from insula.machine.qemu.devices import SLOTS
 from insula.machine.qemu.root import QEMU
 from insula.model.errors import Conflict, Failed, Unavailable
 from insula.model.migration import MachineFacts, MigrationTarget
-from insula.model.objects import Instance
+from insula.model.objects import Instance, disks_of
 
 _MOST_DISK: Final = 1 << 40
 _VERSIONED: Final = re.compile(r"pc-q35-\d+\.\d+")
@@ -55,9 +55,12 @@ class MachineMigrations:
             what = f"instance {instance.name} does not tell what it is"
             raise Failed(what, "if an older Insula has started it, restart it; else try again")
         shown = {name: str(found.get(name))[:100] for name in ("qemu", "machine", "accelerator", "processor")}
-        disk = (await asyncio.to_thread(self._disk(instance.id).stat)).st_size
-        facts: dict[str, Any] = {**shown, **devices_of(found).without_disks()}
-        return MachineFacts(**facts, disk=disk)
+        disk, has = (await asyncio.to_thread(self._disk(instance.id).stat)).st_size, devices_of(found)
+        if {*has.disks} != {*_further(instance)}:
+            what = f"the further disks of {instance.name} are changing, or its guest has let go of one"
+            raise Conflict(what, "try again; if that does not help, stop and start it")
+        facts: dict[str, Any] = {**shown, **has.without_disks()}
+        return MachineFacts(**facts, disk=disk, further=has.disks)
 
     async def leave(self, instance: Instance, target: MigrationTarget, link: HostLink) -> None:
         record = self._leaving(instance.id)
@@ -67,7 +70,7 @@ class MachineMigrations:
 
         await asyncio.to_thread(records.replace, record, b"")
         try:
-            await moving.leave(lambda: self._netns(instance.id), link, give)
+            await moving.leave(lambda: self._netns(instance.id), link, give, _further(instance))
         except Unsettled:
             raise
         except BaseException:
@@ -115,8 +118,11 @@ class MachineMigrations:
         if not (LEAST <= memory << 20 <= MOST and 0 < cpus <= (os.cpu_count() or 1)):
             what = f"the machine has {memory} MiB and {cpus} processors, which this host can't give it"
             raise Conflict(what, "use a host that has as many")
-        if not facts.slots or len({*facts.slots}) != len(facts.slots) or not {*facts.slots} <= {*SLOTS}:
-            raise Conflict("the network devices of the machine are where this host has no places", "use another host")
+        slots = [*facts.slots, *facts.further.values()]
+        if not facts.slots or len({*slots}) != len(slots) or not {*slots} <= {*SLOTS}:
+            raise Conflict(
+                "the network devices or disks of the machine are where this host has no places", "use another host"
+            )
         if not disk.LEAST <= facts.disk <= _MOST_DISK:
             raise Conflict("the size of the machine's disk is not one that this host makes", "use another host")
 
@@ -150,7 +156,7 @@ class MachineMigrations:
             await asyncio.to_thread(records.replace, self._sessions(instance.id), json.dumps(numbers).encode())
             await own()
 
-        await moving.arrive(lambda: self._netns(instance.id), link, recorded)
+        await moving.arrive(lambda: self._netns(instance.id), link, recorded, len(_further(instance)))
 
     def question(self, instance_id: str) -> dict[str, Any]:
         """What a machine is asked to learn whether it is ready: one that has arrived has to be told to go on."""
@@ -168,6 +174,11 @@ class MachineMigrations:
 
     def _sessions(self, instance_id: str) -> Path:
         return self._directory(instance_id) / "sessions"
+
+
+def _further(instance: Instance) -> list[str]:
+    """The names of its further disks, in order."""
+    return sorted(each.name for each in disks_of(instance.spec))
 
 
 def _of_this_host() -> dict[str, str]:

@@ -3,8 +3,8 @@ link to the other host (`insula.machine.shim.departure`, `arrival`).
 
     source                                     destination
       │                      MESSAGE receiving ◄── QEMU waits
-      ├── DISK, MEMORY ──────────────────────►
-      ◄── DISK ───────────────────────────────┤
+      ├── DISK, FURTHER, MEMORY ─────────────►
+      ◄── DISK, FURTHER ──────────────────────┤
     all was sent, the machine stands still      all is there
       │                        MESSAGE arrived ◄─┤
     records that it is given away
@@ -22,11 +22,21 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final
 
-from insula.control.instances.drivers.machine.relay import STALL, relayed, telling, unless_lost, waiting_pair, widen
+from insula.control.instances.drivers.machine.relay import (
+    DISK,
+    MEMORY,
+    STALL,
+    Channel,
+    relayed,
+    telling,
+    unless_lost,
+    waiting,
+    widen,
+)
 from insula.control.instances.drivers.machine.shim import Conversation, ask, connected
 from insula.control.instances.drivers.migration import HostLink, Unsettled
 from insula.model.errors import Failed, NotFound
@@ -39,15 +49,21 @@ _AGAIN, _MOST_AGAIN = 0.005, 0.1
 _MOST_SESSIONS: Final = 1 << 31
 
 
-async def leave(netns: Callable[[], int], link: HostLink, give: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-    """Send the machine whose container has this network namespace to the other end of the link; return when it runs
-    there. `give` records that it is given away, with numbers that the other host needs.
+async def leave(
+    netns: Callable[[], int],
+    link: HostLink,
+    give: Callable[[dict[str, Any]], Awaitable[None]],
+    further: Sequence[str] = (),
+) -> None:
+    """Send the machine whose container has this network namespace to the other end of the link, with its `further`
+    disks, which are sorted by their names; return when it runs there. `give` records that it is given away, with
+    numbers that the other host needs.
 
     Failed, NotFound: it goes on here, unless it has ended. Unsettled: the connection was lost when it was given away,
     so that the other host has to be asked whether it has it. What is decided is told by `settle`.
     """
     try:
-        await _leave(netns, link, give)
+        await _leave(netns, link, give, further)
     except Unsettled:
         raise
     except BaseException:
@@ -55,17 +71,22 @@ async def leave(netns: Callable[[], int], link: HostLink, give: Callable[[dict[s
         raise
 
 
-async def _leave(netns: Callable[[], int], link: HostLink, give: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-    disk, of_disk = socket.socketpair()
-    memory, of_memory = socket.socketpair()
-    widen(of_disk, of_memory)
-    with closing(of_disk), closing(of_memory):
-        async with relayed(link, {Kind.DISK: disk, Kind.MEMORY: memory}) as relay:
+async def _leave(
+    netns: Callable[[], int],
+    link: HostLink,
+    give: Callable[[dict[str, Any]], Awaitable[None]],
+    further: Sequence[str],
+) -> None:
+    channels = [*_of_disks(len(further)), MEMORY]
+    with contextlib.ExitStack() as opened:
+        pairs = [socket.socketpair() for _ in channels]
+        theirs = [opened.enter_context(each) for _, each in pairs]
+        widen(*theirs)
+        async with relayed(link, dict(zip(channels, (ours for ours, _ in pairs), strict=True))) as relay:
             await relay.told("receiving", _PREPARING)
-            given = [of_disk.fileno(), of_memory.fileno()]
-            shim = await Conversation.begin(netns(), {"ask": "migrate"}, given, "it was not moved")
-            of_disk.close()
-            of_memory.close()
+            given, question = [each.fileno() for each in theirs], {"ask": "migrate", "disks": [*further]}
+            shim = await Conversation.begin(netns(), question, given, "it was not moved")
+            opened.close()
             with closing(shim):
                 watching = asyncio.ensure_future(relay.watch())
                 try:
@@ -82,15 +103,27 @@ async def _leave(netns: Callable[[], int], link: HostLink, give: Callable[[dict[
                 raise Unsettled(error.message, error.hint or "") from None
 
 
-async def arrive(netns: Callable[[], int], link: HostLink, own: Callable[[dict[str, int]], Awaitable[None]]) -> None:
-    """Receive a machine from the other end of the link, in the container that has this network namespace; return when
-    it runs here. `own` records that it is this host's, with the numbers by which it goes on. Failed, NotFound: it is
-    not here, and nobody may have it go on, unless `own` was called."""
-    listener, disk = waiting_pair()
+def _of_disks(further: int) -> list[Channel]:
+    """The channels of the disks of a machine with so many further ones."""
+    return [DISK, *(Channel(Kind.FURTHER, number) for number in range(further))]
+
+
+async def arrive(
+    netns: Callable[[], int],
+    link: HostLink,
+    own: Callable[[dict[str, int]], Awaitable[None]],
+    further: int = 0,
+) -> None:
+    """Receive a machine from the other end of the link, with so many further disks, in the container that has this
+    network namespace; return when it runs here. `own` records that it is this host's, with the numbers by which it goes
+    on. Failed, NotFound: it is not here, and nobody may have it go on, unless `own` was called."""
+    channels = _of_disks(further)
+    listener, disks = waiting(len(channels))
     memory, of_memory = socket.socketpair()
-    widen(disk, memory)
+    widen(*disks, memory)
     with closing(listener), closing(of_memory):
-        async with relayed(link, {Kind.DISK: disk, Kind.MEMORY: memory}) as relay, telling(relay):
+        ends = {**dict(zip(channels, disks, strict=True)), MEMORY: memory}
+        async with relayed(link, ends) as relay, telling(relay):
             await _listening(netns)
             given = [listener.fileno(), of_memory.fileno()]
             shim = await Conversation.begin(netns(), {"ask": "arrive"}, given, "it can't be received")

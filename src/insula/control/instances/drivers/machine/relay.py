@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from insula.control.instances.drivers.migration import HostLink
 from insula.model.errors import Failed, InsulaError
@@ -25,17 +25,36 @@ _SO_SNDBUFFORCE: Final = 32  # socket(7)
 _LOST: Final = "the connection to the other host is lost"
 
 
+class Channel(NamedTuple):
+    """What bytes on a link are of: the kind of their frames, and which further disk."""
+
+    kind: Kind
+    number: int = 0
+
+    @classmethod
+    def of(cls, kind: Kind, payload: bytes) -> tuple[Channel, bytes]:
+        """The channel of a frame, and the bytes in it. IndexError for one that does not tell."""
+        return (cls(kind, payload[0]), payload[1:]) if kind is Kind.FURTHER else (cls(kind), payload)
+
+    def payload(self, data: bytes) -> bytes:
+        """What a frame with these bytes has in it."""
+        return bytes([self.number]) + data if self.kind is Kind.FURTHER else data
+
+
+DISK, MEMORY = Channel(Kind.DISK), Channel(Kind.MEMORY)
+
+
 class LinkRelay:
     """Passes bytes between a link and our ends of sockets to QEMU, and messages. Each direction waits while the other
     side takes nothing."""
 
-    def __init__(self, link: HostLink, ends: Mapping[Kind, socket.socket]) -> None:
+    def __init__(self, link: HostLink, ends: Mapping[Channel, socket.socket]) -> None:
         self._link, self._ends = link, ends
         self._messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_MESSAGES)
         self._tasks = [asyncio.ensure_future(self._receive())]
-        self._tasks += [asyncio.ensure_future(self._send(kind, end)) for kind, end in ends.items()]
+        self._tasks += [asyncio.ensure_future(self._send(channel, end)) for channel, end in ends.items()]
         self.lost = asyncio.Event()
-        self._asked = 0.0  # when the other QEMU was sent something that it has not answered yet
+        self._asked: dict[Channel, float] = {}  # when the other QEMU was sent something that it has not answered yet
         for each in ends.values():
             each.setblocking(False)
 
@@ -72,33 +91,33 @@ class LinkRelay:
     async def _receive(self) -> None:
         try:
             while frame := await self._link.next():
-                kind, payload = frame
-                self._asked = 0.0 if kind is Kind.DISK else self._asked
-                if end := self._ends.get(kind):
+                channel, payload = Channel.of(*frame)
+                self._asked.pop(channel, None)
+                if end := self._ends.get(channel):
                     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # QEMU wants no more of it
                         await asyncio.get_running_loop().sock_sendall(end, payload)
-                elif kind is Kind.MESSAGE:
+                elif channel.kind is Kind.MESSAGE:
                     message = json.loads(payload)
                     await self._messages.put(message if isinstance(message, dict) else {})
                     if "error" in message:
                         break
-        except (OSError, ValueError, RecursionError, TypeError, InsulaError):
+        except (OSError, ValueError, LookupError, RecursionError, TypeError, InsulaError):
             pass
         self.lost.set()
         await self._messages.put(None)
 
-    async def _send(self, kind: Kind, end: socket.socket) -> None:
+    async def _send(self, channel: Channel, end: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # the link is lost, which `_receive` notices
             while data := await loop.sock_recv(end, PIECE):
                 data += _what_is_there(end, PIECE - len(data))
-                if kind is Kind.DISK:
-                    self._asked = self._asked or time.monotonic()
-                await self._link.send(kind, data)
+                if channel.kind is not Kind.MEMORY:
+                    self._asked.setdefault(channel, time.monotonic())
+                await self._link.send(channel.kind, channel.payload(data))
 
     async def watch(self) -> None:
-        """Have the link be lost when the other side has not answered to the disk for `STALL` seconds."""
-        while not (self._asked and time.monotonic() > self._asked + STALL):
+        """Have the link be lost when the other side has not answered to a disk for `STALL` seconds."""
+        while not any(time.monotonic() > asked + STALL for asked in self._asked.values()):
             await asyncio.sleep(_LOOK)
         self.lost.set()
 
@@ -111,7 +130,7 @@ class LinkRelay:
 
 
 @asynccontextmanager
-async def relayed(link: HostLink, ends: Mapping[Kind, socket.socket]) -> AsyncIterator[LinkRelay]:
+async def relayed(link: HostLink, ends: Mapping[Channel, socket.socket]) -> AsyncIterator[LinkRelay]:
     relay = LinkRelay(link, ends)
     try:
         yield relay
@@ -162,13 +181,15 @@ def widen(*senders: socket.socket) -> None:
             each.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * PIECE)
 
 
-def waiting_pair() -> tuple[socket.socket, socket.socket]:
-    """A listening socket, and a connection that waits to be accepted there: the only one, since its name is gone."""
+def waiting(count: int) -> tuple[socket.socket, list[socket.socket]]:
+    """A listening socket, and so many connections that wait to be accepted there: the only ones, since its name is
+    gone."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as opened:
         listener = opened.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(f"{directory}/socket")
-        listener.listen(1)
-        connection = opened.enter_context(socket.socket(socket.AF_UNIX))
-        connection.connect(f"{directory}/socket")
+        listener.listen(count)
+        connections = [opened.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(count)]
+        for each in connections:
+            each.connect(f"{directory}/socket")
         opened.pop_all()
-    return listener, connection
+    return listener, connections

@@ -21,7 +21,7 @@ from insula.control.instances.drivers.directory import boot_id
 from insula.control.instances.drivers.machine import disk, jail, network, privileged
 from insula.control.instances.drivers.machine.guest_config import in_guest, mount_of
 from insula.control.instances.drivers.machine.sizes import check, size
-from insula.control.instances.drivers.machine.stored import StoredMachine
+from insula.control.instances.drivers.machine.stored import StoredDisk, StoredMachine
 from insula.machine.installation import Installation
 from insula.machine.qemu import root, template
 from insula.machine.qemu.command_line import AcceleratorName, GuestDisk, MachineConfig
@@ -121,8 +121,9 @@ class MachineRequests(Requests):
         is_copied = resumed is None and "state" in of
         there = ports[:1] if is_copied else ports
         known = arriving or resumed
-        further = resumed.further if resumed else []
-        added = [] if resumed else disks_of(instance.spec)
+        further, added = resumed.further if resumed else [], [] if known else disks_of(instance.spec)
+        if arriving:
+            further = [StoredDisk(disk=each, slot=arriving.further[each.name]) for each in disks_of(instance.spec)]
         slots = known.slots if known else [*range(1, 1 + max(1, len(there)))]
         taps = [*(of.get(port.interface, -1) for port in there), *([-1] * len(slots))]
         interfaces = [

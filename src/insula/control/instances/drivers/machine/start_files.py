@@ -52,6 +52,8 @@ class StartFiles:
         arriving = self._migrations.expected(instance)
         if arriving:
             self._migrations.make_disk(instance.id, arriving.disk)
+            for each in disks_of(instance.spec):
+                further_disks.make_bare(self._requests.further_disks(instance.id), each)
         if not resumed:  # its guest knows a disk of that moment
             disk.ensure(path, disk_size(instance.spec), self._installation.blank)
         found = {
