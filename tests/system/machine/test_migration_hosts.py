@@ -35,7 +35,10 @@ while :; do
 done
 """
 MAKE_BARE = "cd /sys/block; b=$(dirname $(grep -lx bare */serial)); mknod /dev/bare b $(tr : ' ' < $b/dev)"
-FILL = "for n in $(seq 50); do head -c 50000 /dev/urandom > /data/f$n; done; sync; md5sum /data/f* > /data/sums; sync"
+FILL = """\
+for n in $(seq 50); do head -c 50000 /dev/urandom > /data/f$n; done
+head -c 9000000 /dev/urandom > /data/f; md5sum /data/f* > /data/sums; sync
+"""
 CHECK = "md5sum -c -s /data/sums"
 
 
@@ -184,7 +187,7 @@ def test_it_moves_with_all_of_its_disks(hosts: Hosts) -> None:
     source.cli.ok("run", *words, timeout=LONG)
     source.cli.ok("disk", "add", "--size", "16m", "vm", "bare", timeout=LONG)
     source.cli.ok("disk", "add", "--size", "64m", "--mount", "/data", "vm", "data", timeout=LONG)
-    source.cli.ok("exec", "vm", "sh", "-c", f"{MAKE_BARE}; {FILL}")
+    source.cli.ok("exec", "vm", "sh", "-c", f"{FILL}\n{MAKE_BARE}")
     goes_on(source)
 
     for here, there in ((source, target), (target, source)):

@@ -14,11 +14,12 @@ from typing import Any, Final, NamedTuple
 
 from insula.control.instances.drivers.migration import HostLink
 from insula.model.errors import Failed, InsulaError
-from insula.model.stream import Kind
+from insula.model.stream import MAX_PAYLOAD, Kind
 
 STALL: Final = 30.0
 """Seconds for an answer of the other host, and without any byte from or to it: the machine's own writes wait for it."""
-PIECE: Final = 1 << 20
+PIECE: Final = MAX_PAYLOAD - 1
+"""Bytes that are sent at once: a frame of a further disk has one more."""
 _LOOK: Final = 1.0
 _MESSAGES: Final = 8
 _SO_SNDBUFFORCE: Final = 32  # socket(7)
