@@ -34,7 +34,7 @@ while :; do
     sleep 0.1
 done
 """
-MAKE_BARE = "cd /sys/block; b=$(dirname $(grep -lx bare */serial)); mknod /dev/bare b $(tr : ' ' < $b/dev)"
+MAKE_BARE = "ln -s /dev/disk/by-id/virtio-bare /dev/bare"
 FILL = """\
 for n in $(seq 50); do head -c 50000 /dev/urandom > /data/f$n; done
 head -c 9000000 /dev/urandom > /data/f; md5sum /data/f* > /data/sums; sync
@@ -212,10 +212,13 @@ def test_it_moves_with_all_of_its_disks(hosts: Hosts) -> None:
 
 @pytest.mark.parametrize("end", ["source", "target"])
 def test_insulad_is_killed_meanwhile(hosts: Hosts, end: str) -> None:
-    """The machine is on one of the hosts, and nothing is left at the other one, whenever it happens."""
+    """The machine is on one of the hosts, with all of its disks, and nothing is left at the other one, whenever it
+    happens."""
     here, there = hosts.source, hosts.target
     machine = ("-d", "--vm", "--cold", "-m", "128m", "--name", "vm")
     here.cli.ok("run", *machine, "busybox", "sh", "-c", TICK, timeout=LONG)
+    here.cli.ok("disk", "add", "--size", "64m", "--mount", "/data", "vm", "data", timeout=LONG)
+    here.cli.ok("exec", "vm", "sh", "-c", FILL)
     goes_on(here)
     for after in (0.3, 0.8, 1.3):
         killed = (here if end == "source" else there).daemon
@@ -229,4 +232,7 @@ def test_insulad_is_killed_meanwhile(hosts: Hosts, end: str) -> None:
         until(lambda here=here, there=there: len(here.names) + len(there.names) == 1, "one has it", 120)  # type: ignore[misc]
         here, there = (here, there) if here.names else (there, here)
         only_at(here, there)
+    here.cli.ok("stop", "-t", "0", "vm")
+    here.cli.ok("start", "vm", timeout=LONG)
+    here.cli.ok("exec", "vm", "sh", "-c", CHECK)
     here.cli.ok("rm", "-f", "vm")
