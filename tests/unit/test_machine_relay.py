@@ -1,4 +1,4 @@
-"""The bytes of a machine that moves: those of each disk reach the socket of that disk, whatever the other host sends."""
+"""The bytes of a machine that moves: those of each disk reach the socket of that disk, whatever the other host does."""
 
 from __future__ import annotations
 
