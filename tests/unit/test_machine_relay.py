@@ -7,12 +7,12 @@ import socket
 
 import pytest
 
-from insula.control.instances.drivers.machine.relay import DISK, MEMORY, PIECE, Channel, relayed
+from insula.control.instances.drivers.machine.relay import DISK, MEMORY, PIECE, LinkChannel, relayed
 from insula.model.errors import Failed
 from insula.model.stream import MAX_PAYLOAD, Kind
 from tests.support.migrations import QueueLink
 
-CHANNELS = (DISK, Channel(Kind.FURTHER, 0), Channel(Kind.FURTHER, 1), MEMORY)
+CHANNELS = (DISK, LinkChannel(Kind.FURTHER, 0), LinkChannel(Kind.FURTHER, 1), MEMORY)
 
 
 def test_each_disk_has_its_own_bytes_on_one_link() -> None:
@@ -55,7 +55,7 @@ def test_a_frame_that_is_of_no_disk(payload: bytes) -> None:
         one, other = QueueLink.pair()
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        async with relayed(one, {Channel(Kind.FURTHER, 0): ours}) as relay:
+        async with relayed(one, {LinkChannel(Kind.FURTHER, 0): ours}) as relay:
             await other.send(Kind.FURTHER, payload)
             await other.send(Kind.FURTHER, b"\x00more")
             if not payload:

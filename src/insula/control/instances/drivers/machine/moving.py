@@ -30,7 +30,7 @@ from insula.control.instances.drivers.machine.relay import (
     DISK,
     MEMORY,
     STALL,
-    Channel,
+    LinkChannel,
     relayed,
     telling,
     unless_lost,
@@ -103,9 +103,9 @@ async def _leave(
                 raise Unsettled(error.message, error.hint or "") from None
 
 
-def _of_disks(further: int) -> list[Channel]:
+def _of_disks(further: int) -> list[LinkChannel]:
     """The channels of the disks of a machine with so many further ones."""
-    return [DISK, *(Channel(Kind.FURTHER, number) for number in range(further))]
+    return [DISK, *(LinkChannel(Kind.FURTHER, number) for number in range(further))]
 
 
 async def arrive(

@@ -26,14 +26,14 @@ _SO_SNDBUFFORCE: Final = 32  # socket(7)
 _LOST: Final = "the connection to the other host is lost"
 
 
-class Channel(NamedTuple):
+class LinkChannel(NamedTuple):
     """What bytes on a link are of: the kind of their frames, and which further disk."""
 
     kind: Kind
     number: int = 0
 
     @classmethod
-    def of(cls, kind: Kind, payload: bytes) -> tuple[Channel, bytes]:
+    def of(cls, kind: Kind, payload: bytes) -> tuple[LinkChannel, bytes]:
         """The channel of a frame, and the bytes in it. IndexError for one that does not tell."""
         return (cls(kind, payload[0]), payload[1:]) if kind is Kind.FURTHER else (cls(kind), payload)
 
@@ -42,20 +42,22 @@ class Channel(NamedTuple):
         return bytes([self.number]) + data if self.kind is Kind.FURTHER else data
 
 
-DISK, MEMORY = Channel(Kind.DISK), Channel(Kind.MEMORY)
+DISK, MEMORY = LinkChannel(Kind.DISK), LinkChannel(Kind.MEMORY)
 
 
 class LinkRelay:
     """Passes bytes between a link and our ends of sockets to QEMU, and messages. Each direction waits while the other
     side takes nothing."""
 
-    def __init__(self, link: HostLink, ends: Mapping[Channel, socket.socket]) -> None:
+    def __init__(self, link: HostLink, ends: Mapping[LinkChannel, socket.socket]) -> None:
         self._link, self._ends = link, ends
         self._messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_MESSAGES)
         self._tasks = [asyncio.ensure_future(self._receive())]
         self._tasks += [asyncio.ensure_future(self._send(channel, end)) for channel, end in ends.items()]
         self.lost = asyncio.Event()
-        self._asked: dict[Channel, float] = {}  # when the other QEMU was sent something that it has not answered yet
+        self._asked: dict[
+            LinkChannel, float
+        ] = {}  # when the other QEMU was sent something that it has not answered yet
         for each in ends.values():
             each.setblocking(False)
 
@@ -92,7 +94,7 @@ class LinkRelay:
     async def _receive(self) -> None:
         try:
             while frame := await self._link.next():
-                channel, payload = Channel.of(*frame)
+                channel, payload = LinkChannel.of(*frame)
                 self._asked.pop(channel, None)
                 if end := self._ends.get(channel):
                     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # QEMU wants no more of it
@@ -107,7 +109,7 @@ class LinkRelay:
         self.lost.set()
         await self._messages.put(None)
 
-    async def _send(self, channel: Channel, end: socket.socket) -> None:
+    async def _send(self, channel: LinkChannel, end: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # the link is lost, which `_receive` notices
             while data := await loop.sock_recv(end, PIECE):
@@ -131,7 +133,7 @@ class LinkRelay:
 
 
 @asynccontextmanager
-async def relayed(link: HostLink, ends: Mapping[Channel, socket.socket]) -> AsyncIterator[LinkRelay]:
+async def relayed(link: HostLink, ends: Mapping[LinkChannel, socket.socket]) -> AsyncIterator[LinkRelay]:
     relay = LinkRelay(link, ends)
     try:
         yield relay
