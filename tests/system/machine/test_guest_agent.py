@@ -24,8 +24,9 @@ for each in /sys/class/virtio-ports/*; do port=/dev/${each##*/}; done
 /usr/sbin/qemu-ga -m virtio-serial -p $port -t /run -F/bin/hook &
 until [ -e /run/qga.state ]; do sleep 0.2; done
 echo ready
-while :; do echo "year $(date +%Y)"; sleep 1; done
+while :; do echo "year $(date +%Y)"; read -t 1 signal && kill -$signal $!; done
 """
+"""Its agent gets the signals that are typed."""
 RELEASE = b'NAME=small\nPRETTY_NAME="Small Linux 1"\n'
 HOOK = b"""#!/bin/sh
 echo "hook $1" > /dev/console
@@ -86,4 +87,28 @@ def test_an_agent_in_the_guest_is_asked(cli: Cli, tmp_path: Path, guests_kernel:
     cli.ok("stop", "-t", "60", "vm", timeout=LONG)
     assert status(cli, "vm")["exit"]["exit_status"] == 0
     assert "turned off by the agent" in cli.ok("logs", "vm")
+    cli.ok("rm", "-f", "vm")
+
+
+def test_an_agent_that_is_too_late_is_told_the_time_later(cli: Cli, tmp_path: Path, guests_kernel: Path) -> None:
+    """One that has not answered is left alone for a while. It is told the time of then, when it answers again."""
+    files = {**agent(), "/sbin/hwclock": HWCLOCK}
+    imported(cli, tmp_path, linux_disk(guests_kernel, SCRIPT, drivers=DRIVERS, files=files), "linux")
+    started(cli, "vm", "linux", "-i", "--network", "none", "-m", "256m")
+
+    def answers() -> bool:
+        return bool(cli.json("inspect", "vm")[0]["guest_report"]["answered"])
+
+    until(answers, "the control: it answers", LONG)
+    with cli.terminal("attach", "vm") as console:
+        console.type("STOP\n")
+        until(lambda: not answers(), "it does not answer", LONG)
+        cli.ok("pause", "vm")
+        cli.ok("unpause", "vm", timeout=LONG)
+        told = cli.ok("logs", "vm").count("year")
+        until(lambda: cli.ok("logs", "vm").count("year") > told + 2, "it goes on", LONG)
+        assert year(cli) == 2001, "the control: it was not told the time"
+        console.type("CONT\n")
+        until(lambda: year(cli) > 2001, "it was told the time", LONG)
+    assert answers()
     cli.ok("rm", "-f", "vm")
