@@ -64,19 +64,44 @@ def test_a_system_is_installed_from_a_cd(cli: Cli, tmp_path: Path, daemon: Daemo
     cli.ok("image", "rm", "disk")
 
 
+def test_a_cd_is_taken_out_while_the_machine_does_not_run(cli: Cli, tmp_path: Path, daemon: Daemon) -> None:
+    """Its next start has the drive without a CD, and nobody needs the image any more."""
+    image = imported(cli, tmp_path, iso(), "drivers", file="small.iso")
+    imported(cli, tmp_path, bios_disk(), "disk")
+    stored = daemon.root / "images/disks" / image["disk"]["digest"].removeprefix("sha256:")
+    started(cli, "vm", "disk", "--cdrom", "drivers", "--network", "none")
+    cli.ok("stop", "-t", "0", "vm", timeout=LONG)
+    cli.ok("start", "vm", timeout=LONG)
+    assert opened(cli, "vm", stored) == ["r"], "the control: a start has it in the drive"
+    cli.ok("stop", "-t", "0", "vm", timeout=LONG)
+    cli.ok("update", "--cdrom", "none", "vm")
+    assert status(cli, "vm")["state"] == "exited", "it is not started for that"
+    cli.ok("start", "vm", timeout=LONG)
+    assert opened(cli, "vm", stored) == []
+    words = (qemu(cli, "vm") / "cmdline").read_text()
+    assert "ide-cd" in words and "drive=cdrom" not in words, "the drive is there, and empty"
+    cli.ok("image", "rm", "drivers")
+    cli.ok("rm", "-f", "vm")
+
+
 def instance_without(cli: Cli) -> str:
     """A machine that has no drive."""
     cli.ok("run", "-d", "--vm", "--name", "none", "--network", "none", "disk", timeout=LONG)
     return "none"
 
 
+def qemu(cli: Cli, name: str) -> Path:
+    """The directory in /proc of a machine's QEMU."""
+    [machine] = [each["pid"] for each in cli.json("top", name) if "qemu" in each["command"]]
+    return Path(f"/proc/{machine}")
+
+
 def opened(cli: Cli, name: str, file: Path) -> list[str]:
     """How QEMU has a file open: r for reading alone."""
-    [machine] = [each["pid"] for each in cli.json("top", name) if "qemu" in each["command"]]
-    found = []
-    for each in Path(f"/proc/{machine}/fd").iterdir():
+    machine, found = qemu(cli, name), []
+    for each in (machine / "fd").iterdir():
         if each.stat().st_ino == file.stat().st_ino:
-            flags = re.search(r"flags:\s+(\d+)", Path(f"/proc/{machine}/fdinfo/{each.name}").read_text())
+            flags = re.search(r"flags:\s+(\d+)", (machine / "fdinfo" / each.name).read_text())
             assert flags
             found.append("r" if int(flags[1], 8) & 3 == 0 else "w")
     return sorted({*found})
