@@ -21,7 +21,9 @@ from tests.support.small_systems import BOOT_SECTOR, SECTOR
 
 MEMORY = 256 << 20
 """Bytes of memory that the machine must have."""
-_INFO, _INITRAMFS = 0x9000, 96 << 20
+INFO = 0x9000
+"""The address of what a kernel is told of its start."""
+_INITRAMFS = 96 << 20
 _SOURCE = (
     BOOT_SECTOR
     + r"""
@@ -149,11 +151,8 @@ def linux_disk(
 ) -> bytes:
     """A disk whose first program is a shell with this script. `kernel` is the directory of a kernel of Debian for all
     hardware (scripts/systems), unless others of its `drivers` are named. `files` are programs that it has as well."""
-    elf = (kernel / "vmlinux").read_bytes()
-    initramfs = _initramfs(kernel / "modules", script, drivers, files or {})
-    info = Piece(_INFO, _start_info(len(initramfs), "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"))
-    pieces = [info, *_segments(elf), Piece(_INITRAMFS, initramfs)]
-    table, body = struct.pack("<II", _entry(elf), _INFO), b""
+    entry, pieces = linux_pieces(kernel, script, drivers, files)
+    table, body = struct.pack("<II", entry, INFO), b""
     for address, data in pieces:
         table += struct.pack("<III", 2 + len(body) // SECTOR, -(-len(data) // SECTOR), address)
         body += data + bytes(-len(data) % SECTOR)
@@ -161,10 +160,20 @@ def linux_disk(
     return _LOADER.ljust(510, b"\0") + b"\x55\xaa" + table.ljust(SECTOR, b"\0") + body
 
 
+def linux_pieces(
+    kernel: Path, script: str, drivers: Sequence[str] = _DRIVERS, files: Mapping[str, bytes] | None = None
+) -> tuple[int, list[Piece]]:
+    """Where such a system is entered, and what it has in memory then; see `linux_disk`."""
+    elf = (kernel / "vmlinux").read_bytes()
+    initramfs = _initramfs(kernel / "modules", script, drivers, files or {})
+    info = Piece(INFO, _start_info(len(initramfs), "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"))
+    return _entry(elf), [info, *_segments(elf), Piece(_INITRAMFS, initramfs)]
+
+
 def _start_info(initramfs: int, parameters: str) -> bytes:
     """struct hvm_start_info, with the lists that it leads to."""
     memory = [(0, 0x9F000), (1 << 20, MEMORY - (3 << 20))]  # at the end are tables of the firmware
-    info = struct.pack("<IIIIQQQQII", 0x336EC578, 1, 0, 1, _INFO + 64, _INFO + 256, 0, _INFO + 128, len(memory), 0)
+    info = struct.pack("<IIIIQQQQII", 0x336EC578, 1, 0, 1, INFO + 64, INFO + 256, 0, INFO + 128, len(memory), 0)
     module = struct.pack("<QQQQ", _INITRAMFS, initramfs, 0, 0)
     areas = b"".join(struct.pack("<QQII", *each, 1, 0) for each in memory)
     return (info.ljust(64, b"\0") + module).ljust(128, b"\0") + areas.ljust(128, b"\0") + parameters.encode() + b"\0"

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from insula.machine.disk import firmware
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.guests import systems
 from tests.support.linux_disk import linux_disk
+from tests.support.linux_uefi_disk import MEMORY, linux_uefi_disk
 from tests.support.wait import until
 
 LONG = 300.0
@@ -104,9 +106,37 @@ def test_an_unmodified_system_has_its_network_and_its_disks(
     cli.ok("rm", "-f", name, "beside")
 
 
+@pytest.mark.skipif(firmware.find() is None, reason="UEFI firmware is not installed: apt install ovmf")
+def test_devices_of_a_pc_behind_pci_express(cli: Cli, tmp_path: Path) -> None:
+    """With UEFI firmware the board has PCI Express, and the network devices are behind a bridge: the system finds those
+    of its start and those that come while it runs."""
+    found = systems()
+    if found is None:
+        pytest.skip("the systems of guests are not there: scripts/systems makes them")
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(linux_uefi_disk(found / "kernel", SCRIPT))
+    how = ("--devices", "full", "--firmware", "uefi")
+    cli.ok("image", "import", "--vm", *how, disk, "linux:pcie", timeout=LONG)
+    cli.ok("network", "create", "net-pcie", "--subnet", "10.11.0.0/24", "--mtu", "1400")
+    cli.ok("run", "-d", "--name", "beside", "--network", "net-pcie", "busybox", "sleep", "1000")
+    words = ("--name", "vm-pcie", "--network", "net-pcie", "-m", f"{MEMORY >> 20}m", "linux:pcie")
+    cli.ok("run", "-d", "--vm", *words, timeout=LONG)
+    text = until(lambda: "ready" in (shown := cli.ok("logs", "vm-pcie")) and shown, "it is ready", LONG)
+    bound = {line.split()[1] for line in str(text).splitlines() if line.startswith("driver ")}
+    assert bound >= {"e1000", "ahci"} and not bound & DRIVERS["para"], text
+    address = instance(cli, "vm-pcie")["instance"]["ports"][0]["address"]
+    assert f"lease {address} router 10.11.0.1 mtu 1400" in str(text)
+    asks = ("exec", "beside", "nc", "-w", "2", "vm-pcie", "80")
+    until(lambda: cli.run(*asks).out == "from the machine\n", "a container is answered, by name", LONG)
+    assert cli.json("verify")["passed"]
+    ports_come_and_go(cli, "vm-pcie")
+    cli.ok("rm", "-f", "vm-pcie", "beside")
+
+
 def ports_come_and_go(cli: Cli, name: str) -> None:
     """One is plugged in, unplugged, and plugged in again; that of its start goes and comes too."""
-    cli.ok("network", "create", f"other-{name}", "--subnet", f"10.{9 if name == 'vm-para' else 10}.0.0/24")
+    number = {"vm-para": 9, "vm-full": 10, "vm-pcie": 12}[name]
+    cli.ok("network", "create", f"other-{name}", "--subnet", f"10.{number}.0.0/24")
     cli.ok("run", "-d", "--name", f"on-other-{name}", "--network", f"other-{name}", "busybox", "sleep", "1000")
     for times in (1, 2):
         cli.ok("port", "plug", name, f"other-{name}", timeout=LONG)
