@@ -55,7 +55,9 @@ def test_the_life_of_a_machine(cli: Cli, daemon: Daemon) -> None:
     assert cli.run("exec", "vm", "sh", "-c", "nslookup beside >/dev/null && exit 5").status == 5
     assert cli.run("exec", "vm", "ping", "-c", "1", "beside").status == 0
     assert cli.json("verify")["passed"], "its port is proven as others are"
-    assert "capabilities           none" in cli.ok("explain", "vm")
+    explained = cli.ok("explain", "vm")
+    assert "capabilities           none" in explained
+    assert "of at most 4G\n" in explained and "overlayfs in the guest" in explained, "its disk is as large as that"
     inside = [process["inside"] for process in cli.json("explain", "vm")["processes"]]
     assert inside == [1, 2], "the shim and QEMU, and nothing beside them"
 

@@ -147,7 +147,9 @@ def security(page: Page) -> None:
 
 
 def filesystem(page: Page) -> None:
-    title("File system: shared layers below, its own on top (overlayfs)")
+    kind = (page["instance"]["spec"].get("options") or {}).get("kind")
+    joined = "joined by overlayfs in the guest" if kind == "machine" else "overlayfs"
+    title(f"File system: shared layers below, its own on top ({joined})")
     if disk := page.get("disk"):
         facts(disk_facts(disk))
     if "upper" in page:

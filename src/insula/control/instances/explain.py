@@ -32,7 +32,7 @@ async def explain(context: Context, instances: ManagedInstances, managed: Manage
         found,
         status=managed.status,
         health=managed.monitor.health if managed.monitor else None,
-        disk=disk_view(context.disk, [instance], instance.spec.resources),
+        disk=found.disk or disk_view(context.disk, [instance], instance.spec.resources),
         entrances=await _entrances(context, instances, instance),
     )
     if mine := [port.index for port in instance.ports]:

@@ -6,12 +6,14 @@ It is made before the first start, and only grows. What the guest deletes it giv
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from insula.kernel import ext4
 from insula.machine.blank import BlankDisks
 from insula.machine.qemu.state import DISK
+from insula.model.views import DiskView
 
 SIZE: Final = DISK
 """Bytes of a disk without a limit of its own; it takes what is written, and less than a MiB at first."""
@@ -33,3 +35,11 @@ def grows(path: Path) -> bool:
         return ext4.missing(str(path)) > 0
     except ValueError:
         return False
+
+
+def view(paths: Iterable[Path]) -> DiskView:
+    """What disks take of the host's, and may take together, which is their size. Those that are not there are left out.
+    Blocks. OSError."""
+    found = [path.stat() for path in paths if path.exists()]
+    used, limit = sum(each.st_blocks * 512 for each in found), sum(each.st_size for each in found)
+    return DiskView(used=used, limit=limit, inodes=None, inodes_limit=None, enforced=True)

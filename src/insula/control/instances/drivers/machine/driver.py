@@ -24,7 +24,7 @@ from insula.control.instances.drivers.base import Archive, Connect, CreateOption
 from insula.control.instances.drivers.container import spec
 from insula.control.instances.drivers.container.driver import ContainerDriver
 from insula.control.instances.drivers.container.spec import console_size
-from insula.control.instances.drivers.machine import checks, files, further_disks, jail, plugging, resizing
+from insula.control.instances.drivers.machine import checks, disk, files, further_disks, jail, plugging, resizing
 from insula.control.instances.drivers.machine.holder import MachineHolder
 from insula.control.instances.drivers.machine.migration import MachineMigrations
 from insula.control.instances.drivers.machine.moment import programs_held
@@ -41,7 +41,7 @@ from insula.kernel.rollback import Rollback
 from insula.machine.installation import GuestSize
 from insula.model.disks import FurtherDisk
 from insula.model.errors import InsulaError, NotFound
-from insula.model.objects import Instance, InstanceStatus, Network, Port, Resources, Tenant
+from insula.model.objects import Instance, InstanceStatus, Network, Port, Resources, Tenant, disks_of
 from insula.model.units import parse_size
 from insula.model.views import Explanation
 from insula.network.fabric import Nic, Places, TapNic
@@ -280,7 +280,9 @@ class MachineDriver(ContainerDriver):
         found = super().explain(tenant, instance, status, near)
         if found.security:
             found.security["processors"] = checks.processors(self.installation.accelerator())
-        return found
+        path = self.requests.disk(instance.id)
+        further = [self.requests.further_disks(instance.id) / each.name for each in disks_of(instance.spec)]
+        return msgspec.structs.replace(found, upper=str(path), disk=disk.view([path, *further]))
 
     def writable(self, instance_id: str) -> Path | None:
         """None: a disk can't grow beyond its size."""
