@@ -55,9 +55,7 @@ class LinkRelay:
         self._tasks = [asyncio.ensure_future(self._receive())]
         self._tasks += [asyncio.ensure_future(self._send(channel, end)) for channel, end in ends.items()]
         self.lost = asyncio.Event()
-        self._asked: dict[
-            LinkChannel, float
-        ] = {}  # when the other QEMU was sent something that it has not answered yet
+        self._asked: dict[LinkChannel, float] = {}  # when QEMU there was sent what it has not answered yet
         for each in ends.values():
             each.setblocking(False)
 
