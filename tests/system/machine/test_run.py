@@ -8,12 +8,14 @@ import re
 import signal
 import tarfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from insula.control.instances.drivers.machine import files
 from tests.support.cli import Cli, Terminal
 from tests.support.daemon import Daemon
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 LONG = 300.0
 
@@ -214,6 +216,39 @@ def test_files_go_in_and_out(cli: Cli, tmp_path: Path) -> None:
     assert "is paused" in cli.fails("cp", "vm:/data", f"{tmp_path}/back")
     cli.ok("unpause", "vm")
     cli.ok("rm", "-f", "vm")
+
+
+def test_who_copies_of_a_guest_that_does_not_answer_waits_for_a_time(cli: Cli, tmp_path: Path) -> None:
+    """Each copy has one line in the end, and other requests are served meanwhile. The guest goes on after that."""
+    cli.ok("run", "-d", "--vm", "--name", "vm", "--network", "none", "busybox", "sleep", "1000", timeout=LONG)
+    cli.ok("run", "-d", "--name", "beside", "busybox", "sleep", "1000")
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_text("in\n")
+    large.write_bytes(os.urandom(4 << 20))
+    copies: list[tuple[str | Path, ...]] = [
+        ("cp", "vm:/etc", tmp_path / "out"),
+        ("cp", small, "vm:/"),
+        ("cp", large, "vm:/"),
+        ("export", "-o", tmp_path / "all.tar", "vm"),
+    ]
+    [machine] = [each["pid"] for each in cli.json("top", "vm") if "qemu" in each["command"]]
+    with ExitStack() as stack:
+        os.kill(machine, signal.SIGSTOP)
+        stack.callback(os.kill, machine, signal.SIGCONT)
+        waiting = [stack.enter_context(cli.start(*words)) for words in copies]
+        for each in waiting:
+            stack.callback(each.kill)
+        assert (
+            cli.ok("cp", "beside:/etc", tmp_path / "etc") == "" and cli.ok("run", "--rm", "busybox", "echo", "x") == "x"
+        )
+        assert len(cli.json("ps")) == 2 and cli.json("inspect", "vm")
+        assert all(each.poll() is None for each in waiting), "the control: whoever needs the guest waits"
+        for each in waiting:
+            said = each.communicate(timeout=patiently(2 * files.SILENT))[1]
+            assert each.returncode == 1 and "error: the machine does not answer" in said and said.count("\n") == 1, said
+    cli.ok("cp", small, "vm:/", timeout=LONG)
+    assert cli.ok("exec", "vm", "cat", "/small") == "in", "the control: it goes on"
+    cli.ok("rm", "-f", "vm", "beside")
 
 
 def test_it_has_as_many_processors_as_its_limit_lets_it_use(cli: Cli) -> None:

@@ -10,9 +10,9 @@ import asyncio
 import json
 import os
 from asyncio.streams import FlowControlMixin
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from insula.control.instances.drivers.base import Running
 from insula.control.instances.drivers.machine.shim import ask
@@ -21,13 +21,17 @@ from insula.kernel.cgroups import Cgroup
 from insula.kernel.cgroups.hierarchy import of_process
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, from_dict
 
+T = TypeVar("T")
+SILENT: Final = 60.0
+"""Seconds for a guest to send or take the next piece, or to end: one that may be busy, and may have stopped."""
 _BUFFER: Final = 1 << 18
 _SAID: Final = 16 << 10  # bytes of an error
 _SHOWN: Final = 500  # characters of each part of it
 
 
 class GuestArchive:
-    """An archive from or to a guest; see `Archive`. `answer` is what the shim says at its end."""
+    """An archive from or to a guest; see `Archive`. `answer` is what the shim says at its end. Failed if the guest is
+    silent for too long."""
 
     def __init__(
         self,
@@ -40,16 +44,16 @@ class GuestArchive:
         self._said = asyncio.ensure_future(_all_of(said))
 
     async def read(self) -> bytes:
-        return await self._source.read(_BUFFER)
+        return await _within(self._source.read(_BUFFER))
 
     async def write(self, data: bytes) -> None:
         self._sink.write(data)
-        await self._sink.drain()
+        await _within(self._sink.drain())
 
     async def finish(self) -> None:
         """Wait for its end. The error is the guest's own."""
         self._sink.close()
-        answer, said = await self._answer, await self._said
+        answer, said = await _within(self._answer), await _within(self._said)
         if answer is None:
             raise NotFound("the machine ended meanwhile", "try again")
         if answer.get("status") != 0:
@@ -90,6 +94,16 @@ def error_of(said: bytes, answer: dict[str, Any]) -> InsulaError:
         if isinstance(found, dict) and isinstance(found.get("message"), str):
             return from_dict({key: str(found.get(key) or "")[:_SHOWN] for key in ("error", "message", "hint")})
     return Failed(f"the copy in the machine failed: {str(answer)[:_SHOWN]}", "look at the log of the machine")
+
+
+async def _within(work: Awaitable[T]) -> T:
+    """What the guest has its part in. Failed if that takes too long."""
+    try:
+        async with asyncio.timeout(SILENT):
+            return await work
+    except TimeoutError:
+        what = f"the machine does not answer: its system has done nothing for the copy in {SILENT:g} s"
+        raise Failed(what, "look at its log and its load, and try again") from None
 
 
 async def _reader(fd: int, stack: AsyncExitStack) -> asyncio.StreamReader:
