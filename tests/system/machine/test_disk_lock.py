@@ -124,3 +124,27 @@ def test_a_copy_of_files_has_the_disk_alone(cli: Cli, daemon: Daemon) -> None:
             assert starting.wait(LONG) == 0
     assert cli.ok("exec", "vm", "cat", "/note") == "kept"
     cli.ok("rm", "-f", "vm")
+
+
+def test_a_snapshot_is_restored_although_somebody_has_the_disk(cli: Cli, daemon: Daemon) -> None:
+    """A process that has the disk still, as a QEMU that has outlived its instance, has the file of before: it may write
+    to that as it likes."""
+    cli.ok("run", "-d", "--vm", "--name", "vm", "--network", "none", "busybox", "sleep", "10000", timeout=LONG)
+    cli.ok("exec", "vm", "sh", "-c", "echo before > /note; sync")
+    cli.ok("snapshot", "create", "vm", "one", timeout=LONG)
+    cli.ok("exec", "vm", "sh", "-c", "echo after > /note; sync")
+    cli.ok("stop", "-t", "0", "vm", timeout=LONG)
+    with (directory(daemon, cli, "vm") / "disk").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert f"in use by process {os.getpid()}" in cli.fails("start", "vm"), "the control: it counts as in use"
+        cli.ok("snapshot", "restore", "vm", "one")
+        cli.ok("start", "vm", timeout=LONG)
+        file.write(os.urandom(32 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+        assert os.fstat(file.fileno()).st_nlink == 0, "its file is nobody else's"
+        for _ in range(2):
+            assert cli.ok("exec", "vm", "cat", "/note") == "before"
+            cli.ok("stop", "-t", "0", "vm", timeout=LONG)
+            cli.ok("start", "vm", timeout=LONG)
+    cli.ok("rm", "-f", "vm")

@@ -165,7 +165,7 @@ class MachineSnapshots:
             if not fresh.exists():  # it was started before, and has not answered
                 fresh = place.with_name(f"{place.name}.new")
                 stored.copy(resume / name, fresh)
-            fresh.replace(place)
+            fresh.replace(place)  # without its lock: who has the old file still, such as a QEMU, does not get this one
 
     def check_own(self, instance: Instance) -> None:
         """Raise Conflict if the next start goes on from a moment: until then the instance has disks of another time."""
