@@ -229,6 +229,7 @@ def test_snapshots_are_the_tenants_own(cli: Cli) -> None:
     assert "of disk and has 64M in use" in other.fails("snapshot", "create", "--memory", "vm")
     assert other.json("snapshot", "ls", "vm") == []
     assert [each["name"] for each in cli.json("snapshot", "ls", "vm")] == ["secret"]
+    other.ok("rm", "-f", "vm")
 
 
 def test_containers_have_none(cli: Cli) -> None:
