@@ -135,7 +135,7 @@ _DRIVERS = (
 )
 _APPLETS = (
     *("sh", "ls", "cat", "echo", "insmod", "ip", "mount", "nc", "sleep", "tr", "udhcpc", "sync", "poweroff"),
-    *("date", "mkdir", "head"),
+    *("date", "mkdir", "head", "umount"),
 )
 
 

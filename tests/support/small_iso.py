@@ -16,7 +16,7 @@ from insula.machine.disk import fat
 from tests.support.small_systems import BOOT_SECTOR, SECTOR, UEFI_FILES, bios_disk
 
 BLOCK = 2048
-_CATALOG, _INSTALLER, _FAT = 20, 21, 22  # blocks
+_ROOT, _CATALOG, _INSTALLER, _FAT = 19, 20, 21, 22  # blocks
 _FAT_SIZE = 3 << 20
 _SOURCE = (
     BOOT_SECTOR
@@ -71,7 +71,7 @@ _CODE = b64decode(
 
 
 def iso(*, bios: bool = True, uefi: bool = False, data: bytes = b"") -> bytes:
-    """An ISO 9660 without files, with a boot catalog (El Torito). `data` is at its end."""
+    """An ISO 9660 with a boot catalog (El Torito). `data` is at its end, a file with the name data."""
     made = bytearray((_FAT * BLOCK) + (_FAT_SIZE if uefi else 0))
     boots = [(0, _INSTALLER, 4)] * bios + [(0xEF, _FAT, _FAT_SIZE // SECTOR)] * uefi
     if bios:
@@ -79,6 +79,8 @@ def iso(*, bios: bool = True, uefi: bool = False, data: bytes = b"") -> bytes:
     if uefi:
         for offset, piece in fat.build(UEFI_FILES, "SYSTEM", _FAT_SIZE):
             made[_FAT * BLOCK + offset : _FAT * BLOCK + offset + len(piece)] = piece
+    root = [_record(b"\0", _ROOT, BLOCK), _record(b"\1", _ROOT, BLOCK)]
+    _put(made, _ROOT, b"".join([*root, _record(b"DATA.;1", len(made) // BLOCK, len(data))]))
     made += data + bytes(-len(data) % BLOCK)
     _put(made, 16, _volume(len(made) // BLOCK))
     if boots:
@@ -101,7 +103,16 @@ def _volume(blocks: int) -> bytes:
     struct.pack_into(">I", made, 84, blocks)
     struct.pack_into("<HH", made, 120, 1, 0x100)
     struct.pack_into("<HH", made, 128, BLOCK, 8)
+    made[156:190] = _record(b"\0", _ROOT, BLOCK)
     return bytes(made)
+
+
+def _record(name: bytes, block: int, size: int) -> bytes:
+    """A directory record (ECMA-119, 9.1), of a directory if its name is a number."""
+    numbers = b"".join(struct.pack("<I", each) + struct.pack(">I", each) for each in (block, size))
+    made = numbers + bytes(7) + struct.pack("<BBBHHB", 2 if len(name) == 1 else 0, 0, 0, 1, 0x100, len(name)) + name
+    made += bytes(len(made) % 2)
+    return struct.pack("<BB", len(made) + 2, 0) + made
 
 
 def _catalog(boots: list[tuple[int, int, int]]) -> bytes:

@@ -363,7 +363,8 @@ class InstancesResource(Resource):
 
     def update(self, tenant: str, name: str, **changes: object) -> Object:
         """Change the given limits, of cpus, memory (bytes), pids, disk (bytes) and inodes, where None is no limit, and
-        `labels`, where it is no label. `cdrom` may be None: CDs are taken out of the drives of a machine."""
+        `labels`, where it is no label. `cdrom` is the image of a CD for the drive of a machine; None
+        takes all CDs out."""
         return self.client.call("PATCH", "tenants", tenant, "instances", name, body=changes)  # type: ignore[no-any-return]
 
     def publish(

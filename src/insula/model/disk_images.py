@@ -25,7 +25,7 @@ class DiskRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A disk image of a virtual machine, of which each instance has a copy: its digest and its size in bytes, the
     firmware that starts it, and the devices that instances have if they don't ask for others. An instance of a CD has
     an empty disk, and the CD in its drive. `inserted` are CDs of an instance that it does not boot from. With `ejected`
-    all drives are empty."""
+    these were taken out of all drives; `replacement` was put into the last one later."""
 
     digest: str
     size: int
@@ -34,11 +34,19 @@ class DiskRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     media: Media = "disk"
     inserted: list[InsertedCd] = []
     ejected: bool = False
+    replacement: InsertedCd | None = None
 
     @property
     def drives(self) -> int:
         """How many drives for CDs an instance has."""
         return (self.media == "cdrom") + len(self.inserted)
+
+    @property
+    def cds(self) -> list[InsertedCd | None]:
+        """What is in each drive; None if it is empty. The image of the instance itself has no name there."""
+        own = [InsertedCd(image="", digest=self.digest)] if self.media == "cdrom" else []
+        found: list[InsertedCd | None] = [None] * self.drives if self.ejected else [*own, *self.inserted]
+        return [*found[:-1], self.replacement] if self.replacement else found
 
     @property
     def layers(self) -> list[str]:

@@ -434,8 +434,8 @@ class Instance(Struct, kw_only=True):
     @property
     def images(self) -> set[str]:
         """The digests of the manifests of all images that it uses."""
-        inserted = self.root.inserted if isinstance(self.root, DiskRoot) and not self.root.ejected else ()
-        return {self.image_digest, *(each.image for each in inserted)}
+        cds = self.root.cds if isinstance(self.root, DiskRoot) else ()
+        return {self.image_digest, *(each.image for each in cds if each and each.image)}
 
     @property
     def port(self) -> Port | None:

@@ -146,11 +146,12 @@ class ResourcesPatch(Struct, kw_only=True):
 
 
 class InstancePatch(ResourcesPatch, kw_only=True):
-    """Changes of an instance while it runs, as a JSON merge patch: a label with the value null is removed. So is a
-    `cdrom`: all CDs are taken out of the drives of a virtual machine, which stay."""
+    """Changes of an instance while it runs, as a JSON merge patch: a label with the value null is removed. A `cdrom` is
+    the image of a CD that is put into the drive of a virtual machine; with null all CDs are taken out of its drives,
+    which stay."""
 
     labels: dict[fields.LabelName, fields.LabelValue | None] | UnsetType = UNSET
-    cdrom: UnsetType | None = UNSET
+    cdrom: fields.ImageReference | UnsetType | None = UNSET
 
 
 class PublishedPatch(Struct, kw_only=True):

@@ -1,8 +1,10 @@
-"""CDs of machines: an installation from an ISO image, and what is refused."""
+"""CDs of machines: an installation from an ISO image, CDs that come and go, and what is refused."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from insula.machine.disk import firmware
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
+from tests.support.guests import systems
+from tests.support.linux_disk import linux_disk
 from tests.support.small_iso import BLOCK, iso
 from tests.support.small_systems import bios_disk
 from tests.support.wait import until
@@ -105,6 +109,119 @@ def opened(cli: Cli, name: str, file: Path) -> list[str]:
             assert flags
             found.append("r" if int(flags[1], 8) & 3 == 0 else "w")
     return sorted({*found})
+
+
+def test_a_machine_without_a_drive(cli: Cli, tmp_path: Path, daemon: Daemon) -> None:
+    """It gets one at its next start, and can't before. A snapshot with its memory, of the time before, goes on."""
+    image = imported(cli, tmp_path, iso(), "drivers", file="small.iso")
+    imported(cli, tmp_path, bios_disk(), "disk")
+    stored = daemon.root / "images/disks" / image["disk"]["digest"].removeprefix("sha256:")
+    started(cli, "vm", "disk", "--network", "none")
+    cli.ok("snapshot", "create", "--memory", "vm", "before", timeout=LONG)
+    said = cli.run("update", "--cdrom", "drivers", "vm")
+    assert "error: vm was started without a drive for CDs; hint: first `insula" in said.err, said
+    assert cli.json("inspect", "vm")[0]["instance"]["spec"]["options"]["cdrom"] is None
+    cli.ok("stop", "-t", "0", "vm", timeout=LONG)
+    assert "no CD" in cli.fails("update", "--cdrom", "disk", "vm")
+    cli.ok("update", "--cdrom", "drivers", "vm")
+    cli.ok("start", "vm", timeout=LONG)
+    assert opened(cli, "vm", stored) == ["r"]
+    assert "is used by" in cli.fails("image", "rm", "drivers")
+    cli.ok("snapshot", "restore", "vm", "before", timeout=LONG)
+    until(lambda: status(cli, "vm")["state"] == "running", "it goes on", LONG)
+    assert opened(cli, "vm", stored) == ["r"]
+    cli.ok("rm", "-f", "vm")
+
+
+def test_the_cd_that_a_machine_is_of_is_replaced(cli: Cli, tmp_path: Path, daemon: Daemon) -> None:
+    """It has one drive, in which is the CD of its image at first; with `--cdrom` it has two."""
+    stored = {}
+    for name in ("installer", "one", "two"):
+        image = imported(cli, tmp_path, iso(data=name.encode()), name, file="small.iso")
+        stored[name] = daemon.root / "images/disks" / image["disk"]["digest"].removeprefix("sha256:")
+
+    def there(name: str) -> set[str]:
+        return {each for each, path in stored.items() if opened(cli, name, path) == ["r"]}
+
+    machine = ("run", "-d", "--vm", "--disk", "8m", "--network", "none", "--name")
+    cli.ok(*machine, "vm", "installer", timeout=LONG)
+    cli.ok(*machine, "both", "--cdrom", "one", "installer", timeout=LONG)
+    assert there("vm") == {"installer"} and there("both") == {"installer", "one"}
+    for name in ("vm", "both"):
+        cli.ok("update", "--cdrom", "two", name, timeout=LONG)
+    assert there("vm") == {"two"} and there("both") == {"installer", "two"}
+    cli.ok("image", "rm", "one")
+    assert not stored.pop("one").exists()
+    for name in ("vm", "both"):
+        cli.ok("stop", "-t", "0", name, timeout=LONG)
+        cli.ok("start", name, timeout=LONG)
+    assert there("vm") == {"two"} and there("both") == {"installer", "two"}
+    for cdrom, left in (("none", set()), ("two", {"two"})):
+        cli.ok("update", "--cdrom", cdrom, "both", timeout=LONG)
+        assert there("both") == left
+    cli.ok("rm", "-f", "vm", "both")
+
+
+CDS = """
+echo ready
+last=
+while :; do
+    now=
+    mount -t iso9660 -o ro /dev/sr0 /mnt 2>/dev/null && { now=$(cat /mnt/data); umount /mnt; }
+    [ "$now" = "$last" ] || echo "cd ${now:-none}"
+    last=$now
+    sleep 0.2
+done
+"""
+
+
+@pytest.mark.parametrize("devices", ["para", "full"])
+def test_a_system_reads_a_cd_that_is_put_in_while_it_runs(
+    cli: Cli, tmp_path: Path, daemon: Daemon, devices: str
+) -> None:
+    """Of a drive that was empty, and in place of another CD. After an error there is the one of before."""
+    found = systems()
+    if found is None:
+        pytest.skip("the systems of guests are not there: scripts/systems makes them")
+    stored = {}
+    for name in ("one", "two"):
+        image = imported(cli, tmp_path, iso(data=f"this is {name}\n".encode()), name, file="small.iso")
+        stored[name] = daemon.root / "images/disks" / image["disk"]["digest"].removeprefix("sha256:")
+    drivers = ("virtio_pci", "virtio_blk", "ata_piix", "ahci", "sd_mod", "sr_mod", "isofs")
+    imported(cli, tmp_path, linux_disk(found / "kernel", CDS, drivers=drivers), "linux", "--devices", devices)
+    started(cli, "vm", "linux", "--cdrom", "one", "--network", "none", "-m", "256m")
+
+    def reads(name: str) -> bool:
+        """Whether that is what it has read last. It may see the open drive before another CD."""
+        return [line.split()[-1] for line in cli.ok("logs", "vm").splitlines() if line.startswith("cd ")][-1:] == [name]
+
+    until(lambda: reads("one"), "it reads the CD of its start", LONG)
+    cli.ok("update", "--cdrom", "two", "vm", timeout=LONG)
+    until(lambda: reads("two"), "it reads the other one", LONG)
+    assert opened(cli, "vm", stored["one"]) == [] and opened(cli, "vm", stored["two"]) == ["r"]
+    cli.ok("image", "rm", "one")
+    assert "is used by vm" in cli.fails("image", "rm", "two")
+    cli.ok("update", "--cdrom", "none", "vm", timeout=LONG)
+    until(lambda: reads("none"), "the drive is empty", LONG)
+    cli.ok("update", "--cdrom", "two", "vm", timeout=LONG)
+    until(lambda: reads("two"), "it reads the CD in the empty drive", LONG)
+    assert "no CD" in cli.fails("update", "--cdrom", "linux", "vm")
+    assert "there is no image one" in cli.fails("update", "--cdrom", "one", "vm")
+
+    machine, before = int(qemu(cli, "vm").name), status(cli, "vm")["disks"]
+    os.kill(machine, signal.SIGSTOP)
+    try:
+        assert "does not answer" in cli.fails("update", "--cdrom", "none", "vm")
+    finally:
+        os.kill(machine, signal.SIGCONT)
+    assert cli.json("inspect", "vm")[0]["instance"]["spec"]["options"]["cdrom"] == "two"
+    until(lambda: status(cli, "vm")["disks"] == before, "what was changed is as before", LONG)
+    assert opened(cli, "vm", stored["two"]) == ["r"]
+    until(lambda: reads("two"), "it is read again", LONG)
+    cli.ok("stop", "-t", "0", "vm", timeout=LONG)
+    cli.ok("start", "vm", timeout=LONG)
+    until(lambda: cli.ok("logs", "vm").splitlines()[-2:] == ["ready", "cd this is two"], "the next start has it", LONG)
+    cli.ok("rm", "-f", "vm")
 
 
 @pytest.mark.skipif(firmware.find() is None, reason="UEFI firmware is not installed: apt install ovmf")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from insula.cli.connection import connect
-from insula.cli.options import Arguments, Command, Option, choice, or_none, whole, zero_or
+from insula.cli.options import Arguments, Command, Option, or_none, whole, zero_or
 from insula.cli.output import print_json, warn
 from insula.cli.verbs.run import published
 from insula.cli.verbs.tenant import changes, given, new_labels
@@ -19,7 +19,7 @@ def run(arguments: Arguments) -> int:
     beside = relabels or publish or withdraw or arguments.cdrom
     limits = given(arguments, *names) if beside else changes(arguments, *names)
     if arguments.cdrom:
-        limits["cdrom"] = None
+        limits["cdrom"] = None if arguments.cdrom == "none" else arguments.cdrom
     if relabels:
         limits["labels"] = new_labels(arguments.label, arguments.unlabel)
     client = connect(arguments)
@@ -48,7 +48,7 @@ COMMANDS = {
             Option("--pids", "at most so many processes, or none", "N", parse=or_none(whole(1))),
             Option("--disk", "at most so many bytes on disk, as in 1g, or none", "SIZE", parse=_or_none(parse_size)),
             Option("--inodes", "at most so many files and directories, or none", "N", parse=or_none(whole(16))),
-            Option("--cdrom", "none: take the CDs out of the drives of a machine", "none", parse=choice("none")),
+            Option("--cdrom", "the image of a CD for the drive of a machine, or none", "IMAGE", complete="image"),
             Option("-l --label", "set a label; policies that select by it apply at once", "NAME[=VALUE]", many=True),
             Option("--unlabel", "remove a label", "NAME", many=True),
             Option(

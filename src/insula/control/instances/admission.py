@@ -23,6 +23,7 @@ from insula.control.disk import check_room, choose_project, with_disk_defaults
 from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.images import Images
+from insula.control.instances.cdroms import inserted
 from insula.control.instances.specs import check, check_networks, make_name
 from insula.control.keys import (
     ACCOUNTS,
@@ -42,7 +43,6 @@ from insula.control.networks.floating_ips import detached
 from insula.control.networks.ports import Ports, port_reservations
 from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
-from insula.model.disk_images import InsertedCd
 from insula.model.errors import Conflict, Invalid, NotFound
 from insula.model.external import ExternalClaim
 from insula.model.objects import (
@@ -299,17 +299,12 @@ class Admission:
 
 def _root(spec: InstanceSpec, image: Image, cds: Sequence[Image]) -> Root:
     """What an instance of an image is made of, with CDs in its drives. Invalid."""
-    for each in cds:
-        if each.disk is None or each.disk.media != "cdrom":
-            raise Invalid(
-                f"image {each.name} is no CD", "`insula image import --vm --format iso` makes one of an ISO image"
-            )
+    found = [inserted(each) for each in cds]
     if image.disk is None:
         return OverlayRoot(layers=image.layers)
     if not isinstance(spec.options, MachineOptions):
         raise Invalid(f"image {image.name} is the disk of a virtual machine", "run it with --vm")
-    inserted = [InsertedCd(image=each.digest, digest=each.disk.digest) for each in cds if each.disk]
-    return msgspec.structs.replace(image.disk, inserted=inserted)
+    return msgspec.structs.replace(image.disk, inserted=found)
 
 
 def _explain(key: str, instance: Instance, *, named: bool) -> None:
@@ -344,11 +339,13 @@ async def respecify(
     *,
     undo: bool = False,
     claims: ClaimPlan = _NO_CLAIMS,
+    there: Sequence[Compare] = (),
 ) -> Found[Instance]:
     """Commit another spec of an instance, within its tenant's quota, and return the changed instance. QuotaExceeded;
     TransactionConflict if the instance or its tenant was changed meanwhile.
 
-    `undo` takes such a change back, even if that exceeds the quota by now. `claims` is committed with it.
+    `undo` takes such a change back, even if that exceeds the quota by now. `claims` is committed with it, if what it
+    needs is `there`.
     """
     tenant, name = before.tenant, before.name
     after = msgspec.structs.replace(before, spec=spec, generation=before.generation + 1)
@@ -365,6 +362,7 @@ async def respecify(
                 Compare(INSTANCES.key(tenant, name), revision),
                 TENANTS.unchanged(owner, tenant),
                 *claims.compares,
+                *there,
             ],
             [
                 INSTANCES.put(after, tenant, name),

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from insula.control.context import Context
 from insula.control.disk import resize_disk
-from insula.control.instances.attached import attached
+from insula.control.instances.attached import CD, attached
 from insula.control.instances.drivers.base import Driver
 from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.statuses import Statuses
@@ -26,9 +26,10 @@ async def resize(context: Context, statuses: Statuses, managed: ManagedInstance,
 
 
 async def attach_disks(statuses: Statuses, managed: ManagedInstance, driver: Driver) -> None:
-    """Give it the wanted disks, and no others, and take CDs out that are to be ejected. Failed if its guest does not
-    let go of one."""
-    wanted = attached(managed.instance)
+    """Give it the wanted disks and CDs, and no others. Failed if its guest does not let go of a disk."""
+    wanted, before = attached(managed.instance), managed.status.disks
+    if cds := {each for each in {*wanted} ^ {*before} if each.startswith(CD)}:  # after a failure some may be changed
+        statuses.note(managed, disks=[*(each for each in before if each not in cds), f"{CD}changing"])
     with suppress(NotFound):  # it is just ending
         await driver.attach_disks(managed.instance)
     statuses.note(managed, disks=wanted)

@@ -1,4 +1,4 @@
-"""Change limits and labels of an instance while it runs."""
+"""Change limits, labels and CDs of an instance while it runs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import msgspec
 from insula.control.allocation.quotas import check_resources, merge
 from insula.control.context import Context
 from insula.control.disk import with_disk_defaults
-from insula.control.instances.admission import respecify
+from insula.control.instances.admission import Admission, respecify
+from insula.control.instances.cdroms import with_cd
 from insula.control.instances.checks import Known, as_it_is
-from insula.control.instances.ejecting import ejected
 from insula.control.instances.specs import relabelled
+from insula.control.keys import IMAGES, SHARED
 from insula.control.networks.enforcement import Enforcement
 from insula.control.tenants import Tenants
 from insula.model.errors import Denied, InsulaError
 from insula.model.objects import Instance, InstanceSpec
 from insula.model.views import InstancePatch, InstanceView, ResourcesPatch
+from insula.store.protocol import Compare
 from insula.store.typed import Found
 
 
@@ -27,6 +29,7 @@ class Updating(Protocol):
 
     context: Context
     tenants: Tenants
+    admission: Admission
     enforcement: Enforcement
 
     async def commit(
@@ -44,13 +47,14 @@ async def update(
     context = instances.context
     limits = ResourcesPatch(**{each: getattr(patch, each) for each in ResourcesPatch.__struct_fields__})
     labels = patch.labels if isinstance(patch, InstancePatch) and patch.labels is not msgspec.UNSET else None
-    ejects = isinstance(patch, InstancePatch) and patch.cdrom is None
+    cdrom = patch.cdrom if isinstance(patch, InstancePatch) else msgspec.UNSET
+    changes_cd = cdrom is not msgspec.UNSET
 
     async def attempt(known: Known) -> Found[Instance]:
         nonlocal before, root
         instance, root = as_it_is(known), known.instance.root
         before, resources = known.instance.spec, known.instance.spec.resources
-        if (labels is None and not ejects) or limits != ResourcesPatch():
+        if (labels is None and not changes_cd) or limits != ResourcesPatch():
             limited = (await instances.tenants.find(tenant)).value.limits
             checked = check_resources(merge(resources, limits))
             resources = with_disk_defaults(limited, checked, context.settings.storage)
@@ -59,16 +63,19 @@ async def update(
         if not keep.items() <= new.items():
             raise Denied("the token is for instances with certain labels", "these labels must stay")
         spec = msgspec.structs.replace(before, resources=resources, labels=new)
-        if ejects:
-            instance, spec = ejected(known, instance, spec)
-        return await respecify(context, instance, known.revision, spec)
+        there: list[Compare] = []
+        if cdrom is not msgspec.UNSET:
+            image = await instances.admission.images.find(tenant, cdrom) if cdrom else None
+            instance, spec = with_cd(known, instance, spec, cdrom, image and image.value)
+            there = [IMAGES.unchanged(image, image.value.tenant or SHARED, image.value.name)] if image else []
+        return await respecify(context, instance, known.revision, spec, there=there)
 
     async def undo(known: Known) -> Found[Instance] | None:
-        instance, options = as_it_is(known), before.options if ejects else known.instance.spec.options
+        instance, options = as_it_is(known), before.options if changes_cd else known.instance.spec.options
         spec = msgspec.structs.replace(
             known.instance.spec, resources=before.resources, labels=before.labels, options=options
         )
-        if ejects and root:
+        if changes_cd and root:
             instance = msgspec.structs.replace(instance, root=root)
         return await respecify(context, instance, known.revision, spec, undo=True)
 

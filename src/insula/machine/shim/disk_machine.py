@@ -16,10 +16,11 @@ from __future__ import annotations
 import contextlib
 import os
 
-from insula.machine.qemu.devices import CD_SET, HotPlugBus
+from insula.machine.qemu.devices import HotPlugBus
 from insula.machine.qemu.disk_machine import AGENT, SCREEN
 from insula.machine.qemu.state import load
-from insula.machine.shim.changes import ANSWERS, MachineChanges
+from insula.machine.shim.cds import Cds
+from insula.machine.shim.changes import MachineChanges
 from insula.machine.shim.common import FAILED
 from insula.machine.shim.disks import FurtherDisks
 from insula.machine.shim.guest_agent import GuestAgent, GuestAtMoment, ask_claims, set_time
@@ -62,7 +63,7 @@ class NoAgent:
 class DiskMachineShim(Shim):
     """Serves one machine. The plan has `disk_machine`, the generation of its `identity`, its size: `disk`, `memory`
     and `cpus`, and what comes and goes: the ports of its `network` in its `slots`, `further` disks (disks.py), and the
-    `bus` of these. It has so many `drives` for CDs."""
+    `bus` of these; and the names of the `cds` in its drives."""
 
     pressed = False
 
@@ -77,6 +78,7 @@ class DiskMachineShim(Shim):
         self.slots = Slots(self.qmp, self.loop, self.plan["slots"], HotPlugBus(*self.plan["bus"]))
         self.devices = NetworkDevices(self.qmp, self.changes, self.slots, self.plan["network"])
         self.disks = FurtherDisks(self.qmp, self.changes, self.slots, self.plan["further"])
+        self.cds = Cds(self.qmp, self.plan["cds"])
         if self.plan["state"] >= 0:
             load(self.qmp, self.plan["state"])
             set_time(self.guest, lambda: None)
@@ -139,7 +141,7 @@ class DiskMachineQuestions(Questions):
     def __init__(self, shim: DiskMachineShim) -> None:
         super().__init__(shim)
         self._machine = shim
-        self.verbs |= {"eject": self._eject, "guest": self._report, "screen": self._screen, "vnc": self._view}
+        self.verbs |= {"insert": self._insert, "guest": self._report, "screen": self._screen, "vnc": self._view}
         self._claimants: list[ShimConnection] = []  # that wait for what the system says
 
     def _identify(self, message: ShimMessage) -> None:
@@ -159,18 +161,11 @@ class DiskMachineQuestions(Questions):
         self._machine.size.grow_disk(message.content["disk"])
         message.connection.reply(self._machine.size.answer())
 
-    def _eject(self, message: ShimMessage) -> None:
-        """Take the CDs out of all drives, also if the system has locked them, and close their files."""
-        qmp = self._machine.qmp
-        with qmp.within(ANSWERS):
-            for number in range(self._machine.plan["drives"]):
-                name = f"cdrom{number}"
-                qmp.execute("blockdev-open-tray", id=name, force=True)
-                qmp.execute("blockdev-remove-medium", id=name)
-                with contextlib.suppress(QmpError):  # it was empty
-                    for node in (name, f"{name}-file"):
-                        qmp.execute("blockdev-del", **{"node-name": node})
-                    qmp.execute("remove-fd", **{"fdset-id": CD_SET + number})
+    def _insert(self, message: ShimMessage) -> None:
+        """Have a `cd`, whose file is the descriptor, or none in a `drive` (cds.py)."""
+        cd, drive = message.content["cd"], message.content["drive"]
+        self._changeable()
+        self._machine.cds.change(drive, cd, -1 if cd is None else descriptor(message))
         message.connection.reply({})
 
     def _report(self, message: ShimMessage) -> None:

@@ -63,14 +63,15 @@ class InstanceOperations:
         name: str,
         *,
         labels: Mapping[str, str | None] | None = None,
+        cdrom: str | None = None,
         eject: bool = False,
         idempotency_key: str | None = None,
         **limits: Unpack[ResourceOptions],
     ) -> AnyInstance:
-        """Change the given limits and labels, at once if it runs. A label with the value None is removed. With `eject`
-        CDs are taken out of the drives of a virtual machine."""
+        """Change the given limits and labels, at once if it runs. A label with the value None is removed. `cdrom` is
+        the image of a CD for the drive of a virtual machine; with `eject` all CDs are taken out of its drives."""
         new = UNSET if labels is None else dict(labels)
-        patch = InstancePatch(labels=new, cdrom=None if eject else UNSET, **limits)
+        patch = InstancePatch(labels=new, cdrom=None if eject else cdrom or UNSET, **limits)
         return self._caller.change(answers.INSTANCE, "PATCH", *_path(tenant, name), body=patch, key=idempotency_key)
 
     def publish(

@@ -252,7 +252,7 @@ class Driver(Protocol):
 
     async def attach_disks(self, instance: Instance) -> None:
         """Attach the further disks of its spec to an instance that runs, make those that are new, and detach and remove
-        others; and take CDs out that are to be ejected. Failed if it does not let go of one, NotFound."""
+        others; and have its CDs in its drives. Failed if it does not let go of a disk, NotFound."""
 
     async def wait(self, instance_id: str, exec_id: str | None = None) -> Exit:
         """Wait for the end of its first process, or of one that `exec` started, and return its exit. NotFound if there

@@ -31,6 +31,7 @@ from insula.control.instances.drivers.machine.guest_report import ask_guest
 from insula.control.instances.drivers.machine.plugging import asked
 from insula.control.workers import in_thread
 from insula.image.store import ImageStore
+from insula.kernel.rollback import Rollback
 from insula.machine.installation import Installation
 from insula.model.disks import FurtherDisk
 from insula.model.errors import Conflict, Failed
@@ -80,8 +81,11 @@ class DiskImageDriver(MachineDriver):
             raise Conflict(what, "stop it before, or use machines with --devices para")
 
     async def attach_disks(self, instance: Instance) -> None:
-        if disk_of(instance).ejected:
-            await asked(self.runtime.netns(instance.id), {"ask": "eject"})
+        for drive, cd in enumerate(disk_of(instance).cds):
+            with Rollback() as opened:
+                file = [opened.hold(await in_thread(None, partial(self.files.open_cd, cd)))] if cd else []
+                question = {"ask": "insert", "drive": drive, "cd": cd and cd.digest}
+                await asked(self.runtime.netns(instance.id), question, file)
         await super().attach_disks(instance)
 
     async def screenshot(self, instance_id: str) -> bytes:

@@ -6,19 +6,19 @@ A copy keeps the blocks that it does not write in common with the image where th
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
 from insula.control.instances.drivers.machine import stored
-from insula.control.instances.drivers.machine.disk_image_request import CDROM, SEED, disk_of, disk_size
+from insula.control.instances.drivers.machine.disk_image_request import SEED, cd_name, disk_of, disk_size
 from insula.control.instances.drivers.machine.start_files import StartFiles
 from insula.control.instances.drivers.machine.stored import StoredMachine
 from insula.kernel import copies
 from insula.kernel.rollback import Rollback
 from insula.machine.disk import cloud_init, firmware
 from insula.machine.disk.cloud_init import SeedInterface
-from insula.model.disk_images import DiskRoot
+from insula.model.disk_images import DiskRoot, InsertedCd
 from insula.model.errors import Unavailable
 from insula.model.objects import Instance, MachineOptions, Network, Tenant
 
@@ -47,7 +47,7 @@ class DiskImageFiles(StartFiles):
         disk, of = self._requests.disk(instance.id), disk_of(instance)
         before = self._lock_all(instance, opened)
         resumed = self._snapshots.begin(instance, cold=instance.cold_start == instance.starts)
-        given = self._cdroms(of, image, opened)
+        given = {name: opened.hold(fd) for name, fd in self.open_cds(of)}
         _make_disk(of, image, disk)  # it is there, unless somebody has removed it
         _enlarge(disk, disk_size(instance.spec, of))
         _write_seed(disk.with_name(SEED), instance, networks)
@@ -65,13 +65,15 @@ class DiskImageFiles(StartFiles):
             given |= self._moment(instance, opened)
         return given, resumed
 
-    def _cdroms(self, of: DiskRoot, image: Path, opened: Rollback) -> dict[str, int]:
-        """The CD that the image is, if it is one, and those that are in the drives besides."""
-        if of.ejected:
-            return {}
-        found = {CDROM: image} if of.media == "cdrom" else {}
-        found |= {f"{CDROM}-{number}": self._images.disk(each.digest) for number, each in enumerate(of.inserted)}
-        return {name: opened.hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for name, path in found.items()}
+    def open_cds(self, of: DiskRoot) -> Iterator[tuple[str, int]]:
+        """Open the CDs in the drives: their names and descriptors, which the caller closes. OSError."""
+        for drive, cd in enumerate(of.cds):
+            if cd:
+                yield cd_name(drive), self.open_cd(cd)
+
+    def open_cd(self, cd: InsertedCd) -> int:
+        """A descriptor of a CD, which the caller closes. OSError."""
+        return os.open(self._images.disk(cd.digest), os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _write_seed(path: Path, instance: Instance, networks: Sequence[Network]) -> None:

@@ -20,8 +20,6 @@ from insula.model.objects import Instance, InstanceSpec, MachineOptions, Network
 from insula.model.units import format_size
 from insula.model.views import ExecSpec
 
-CDROM: Final = "cdrom"
-"""The names of descriptors of CDs begin with it."""
 SEED: Final = "seed"
 _MIB: Final = 1 << 20
 _HINT: Final = "use its serial console (insula attach, insula logs), or its network"
@@ -79,8 +77,8 @@ class DiskImageRequests(MachineRequests):
             machine=resumed.machine if resumed else "",
             devices=devices(instance),
             accelerator=start.accelerator,
-            cdroms=[number for name, number in of.items() if name.startswith(CDROM)] or [-1] * disk.drives,
-            boots_cdrom=disk.media == "cdrom" and not disk.ejected,
+            cdroms=[of.get(cd_name(drive), -1) for drive in range(disk.drives)],
+            boots_cdrom=disk.media == "cdrom" and disk.cds[0] is not None,
             further=[GuestDisk(name, of[FURTHER + name], slot=slot) for name, slot in further],
         )
         ports = instance.plugged
@@ -101,7 +99,7 @@ class DiskImageRequests(MachineRequests):
             "slots": [*zip(slots, [*(port.index for port in ports), *([None] * len(slots))], strict=False)],
             "further": {name: (slot, None) for name, slot in machine.further_slots.items()},
             "bus": machine.bus,
-            "drives": disk.drives,
+            "cds": [cd and cd.digest for cd in disk.cds],
             "identity": {"generation": start.generation},
             "disk": (self.directory(instance.id).layer / stored.DISK).stat().st_size,
             "memory": machine.memory,
@@ -110,6 +108,11 @@ class DiskImageRequests(MachineRequests):
             "plugged": 0,
         }
         return plan_descriptor(plan)
+
+
+def cd_name(drive: int) -> str:
+    """The name of the descriptor of the CD in a drive."""
+    return f"cdrom {drive}"
 
 
 def no_agent(name: str, verb: str) -> Unavailable:
