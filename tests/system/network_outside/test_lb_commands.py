@@ -49,10 +49,11 @@ def asked(namespace: str, address: str, port: int = 80) -> list[str]:
 
 
 def refuses(namespace: str, address: str, port: int = 80) -> bool:
+    """Whether a connection is refused. One that was begun before that may wait for a backend which has gone since."""
     try:
         dial(namespace, address, port).close()
-    except ConnectionRefusedError:
-        return True
+    except (ConnectionRefusedError, TimeoutError) as error:
+        return isinstance(error, ConnectionRefusedError)
     return False
 
 
