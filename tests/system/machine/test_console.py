@@ -128,7 +128,7 @@ def test_where_a_console_listens(cli: Cli, tmp_path: Path) -> None:
     assert "paused" in cli.fails("console", "vm")
     cli.ok("rm", "-f", "vm")
     cli.ok("run", "-d", "--name", "container", "busybox", "sleep", "1000")
-    assert "no vnc" in cli.fails("console", "container")
+    assert "no screen" in cli.fails("console", "container")
     cli.ok("rm", "-f", "container")
 
 
