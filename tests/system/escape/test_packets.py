@@ -89,7 +89,7 @@ def test_one_tenant_cannot_fill_the_hosts_connection_table() -> None:
                 for number in range(rules.CONNECTIONS_EACH):
                     sock.sendto(b"x", (str(IPv4Address("198.18.0.0") + number), 9))
         taken = int(count.read_text())
-        # on a busy machine the kernel has lost count of some: 16,601 once, of 16,384
+        # once, on a busy machine, there were 16,601 of 16,384; why is not known
         assert 0.9 * rules.CONNECTIONS < taken <= 1.05 * rules.CONNECTIONS, "of three times half of it"
         sniffer = world.instance.sniffer()
         mark = os.urandom(8)
